@@ -1,0 +1,119 @@
+"""Models larger than one protobuf, or than memory: at sizes that tests can afford."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.numpy_helper
+import onnxruntime
+import pytest
+from make_large import model as large_model
+
+from onnxcompress.errors import CompressError
+from onnxcompress.model import convert_up, load, save, to_proto, weight_bytes
+
+MIB = 2**20
+
+
+def chain(layers: int, width: int) -> onnx.ModelProto:
+    """Return a chain of `layers` products with [width, width] float32 matrices."""
+    nodes = [onnx.helper.make_node("MatMul", [f"v{i}", f"w{i}"], [f"v{i + 1}"]) for i in range(layers)]
+    rng = np.random.default_rng(0)
+    weights = [
+        onnx.numpy_helper.from_array(rng.standard_normal((width, width), np.float32) / width, f"w{i}")
+        for i in range(layers)
+    ]
+    ends = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", width])
+        for name in ("v0", f"v{layers}")
+    ]
+    graph = onnx.helper.make_graph(nodes, "chain", ends[:1], ends[1:], weights)
+    return onnx.helper.make_model(graph, ir_version=8, opset_imports=[onnx.helper.make_opsetid("", 17)])
+
+
+def run(path: Path, width: int) -> np.ndarray:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return session.run(None, {"v0": np.ones((2, width), np.float32)})[0]
+
+
+def test_chooses_external_data_when_one_file_would_be_too_large(tmp_path: Path) -> None:
+    model = load(chain(4, 64))
+    size = weight_bytes(model)
+    save(model, tmp_path / "small.onnx", limit=size + 4000)
+    save(model, tmp_path / "large.onnx", limit=size)
+    assert {path.name for path in tmp_path.iterdir()} == {"small.onnx", "large.onnx", "large.onnx.data"}
+    assert (tmp_path / "large.onnx").stat().st_size < 4000
+    np.testing.assert_array_equal(run(tmp_path / "large.onnx", 64), run(tmp_path / "small.onnx", 64))
+
+
+def test_refers_to_external_data_by_its_bare_name_at_aligned_places(tmp_path: Path) -> None:
+    source = chain(3, 520)
+    source.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(300, np.int8), "few"))
+    source.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(1030, np.int8), "some"))
+    save(load(source), tmp_path / "out.onnx", external_data=True)
+    stored = {
+        each.name: each
+        for each in onnx.load(tmp_path / "out.onnx", load_external_data=False).graph.initializer
+    }
+    assert not stored.pop("few").external_data
+    places = {
+        name: {each.key: each.value for each in tensor.external_data} for name, tensor in stored.items()
+    }
+    assert {place["location"] for place in places.values()} == {"out.onnx.data"}
+    assert all(int(place["offset"]) % 64 == 0 for place in places.values())
+    assert all(int(places[name]["offset"]) % 4096 == 0 for name in ("w0", "w1", "w2"))
+
+
+def test_models_of_the_benchmark_are_described_without_making_their_weights() -> None:
+    model = large_model(3_000_000_000)
+    assert 3.0e9 < weight_bytes(model) < 3.2e9
+    assert max(each.const_value.nbytes for each in model.graph.initializers.values()) == 128 * MIB
+    assert convert_up(model, 21)
+
+
+def test_refuses_one_protobuf_of_more_than_two_gigabytes() -> None:
+    with pytest.raises(CompressError, match="over 2 GB"):
+        to_proto(large_model(3_000_000_000))
+
+
+HALVE = """
+import re, sys
+from pathlib import Path
+import numpy as np
+from onnxcompress.model import lazy, load, save
+
+def anonymous():
+    return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+
+peak = 0
+
+def halved(weight):
+    global peak
+    result = weight / 2
+    peak = max(peak, anonymous())
+    return result
+
+before = anonymous()
+model = load(sys.argv[1])
+for value in model.graph.initializers.values():
+    value.const_value = lazy(value.const_value, halved)
+save(model, sys.argv[2], external_data=sys.argv[3] == "True")
+print(peak - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux for its memory")
+@pytest.mark.parametrize("external", [False, True])
+def test_reads_changes_and_writes_with_a_few_weights_in_memory(tmp_path: Path, external: bool) -> None:
+    save(load(chain(16, 1024)), tmp_path / "in.onnx", external_data=external)
+    arguments = [tmp_path / "in.onnx", tmp_path / "out.onnx", external]
+    done = subprocess.run(
+        [sys.executable, "-c", HALVE, *map(str, arguments)], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 3 * 4 * MIB + 8 * MIB  # of the weights, 4 MiB each, and what loading imports
+    result = load(tmp_path / "out.onnx").graph.initializers["w7"].const_value.numpy()
+    np.testing.assert_array_equal(
+        result, onnx.numpy_helper.to_array(chain(16, 1024).graph.initializer[7]) / 2
+    )
