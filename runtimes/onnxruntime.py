@@ -1,0 +1,181 @@
+"""The stock engine: onnxruntime on the CPU."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from onnxcompress.errors import CompressError, UsageError
+from onnxcompress.model import SparseTensor, load, to_proto
+
+LARGE = 65536  # bytes from which a weight is handed over as it lies in memory
+PLAIN = (  # the element types numpy and onnxruntime share
+    ir.DataType.FLOAT,
+    ir.DataType.FLOAT16,
+    ir.DataType.DOUBLE,
+    ir.DataType.BOOL,
+    ir.DataType.INT8,
+    ir.DataType.INT16,
+    ir.DataType.INT32,
+    ir.DataType.INT64,
+    ir.DataType.UINT8,
+    ir.DataType.UINT16,
+    ir.DataType.UINT32,
+    ir.DataType.UINT64,
+)
+
+
+@dataclass(frozen=True)
+class OnnxRuntime:
+    """onnxruntime on the CPU.
+
+    `threads` is the number of threads (0: one for each physical core), `optimise` whether the engine may
+    rewrite the graph, `prepacking` whether it may keep weights in a layout of its own, `spinning` whether
+    idle threads wait busily. Without `optimise` and `prepacking` a file's external data stay mapped.
+    """
+
+    name: ClassVar[str] = "onnxruntime"
+    threads: int = 0
+    optimise: bool = True
+    prepacking: bool = True
+    spinning: bool = True
+    planning: bool = True
+
+    @classmethod
+    def make(cls, *, threads: int = 0, frugal: bool = False) -> OnnxRuntime:
+        """Return the engine with `threads` threads; a `frugal` one leaves graph and weights as they are."""
+        return cls(threads=threads, optimise=not frugal, prepacking=not frugal)
+
+    def patient(self) -> OnnxRuntime:
+        """Return this engine without spinning and planning."""
+        return replace(self, spinning=False, planning=False)
+
+    def prepare(self, model: ir.Model | Path, outputs: Sequence[str] | None = None) -> Session:
+        """Return `model` ready to run; see ``base.Runtime``. A file is read by onnxruntime itself.
+
+        Large weights of a model in memory are read where they lie, not put in a protobuf, so that it may be
+        over 2 GB. Without `optimise` the session shares them with the model.
+        """
+        import onnxruntime
+
+        options = self._options()
+        if isinstance(model, Path) and outputs is None:
+            return Session(options, str(model))
+        model = load(model) if isinstance(model, Path) else model
+        weights = {name: tensor for name, tensor in _tensors(model.graph) if _is_large(tensor)}
+        arrays = {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in weights.items()}
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
+        options.add_external_initializers(list(arrays), values)  # copied while the session is made
+        if self.optimise:
+            return Session(options, _serialised(model, weights, outputs))
+        for name, value in zip(arrays, values, strict=True):
+            options.add_initializer(name, value)  # so the copy is dropped again
+        return Session(options, _serialised(model, weights, outputs), values)
+
+    def _options(self) -> Any:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # what goes wrong is raised
+        options.intra_op_num_threads = self.threads
+        options.use_deterministic_compute = True
+        options.enable_mem_pattern = self.planning
+        if not self.optimise:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if not self.prepacking:
+            options.add_session_config_entry("session.disable_prepacking", "1")
+        if not self.spinning:
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        return options
+
+
+class Session:
+    """A model loaded by onnxruntime; `kept` are the values it shares with the caller."""
+
+    def __init__(self, options: Any, source: str | bytes, kept: Sequence[Any] = ()) -> None:
+        import onnxruntime
+
+        with _reported(CompressError):
+            self._session = onnxruntime.InferenceSession(
+                source, options, providers=["CPUExecutionProvider"], enable_fallback=0
+            )
+        self._kept = kept
+        outputs = self._session.get_outputs()
+        self._names = [each.name for each in outputs]
+        for each in outputs:
+            if not each.type.startswith("tensor("):
+                raise CompressError(f"onnxruntime: output {each.name} is a {each.type}, expected a tensor")
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the outputs by name for one feed.
+
+        Raises UsageError where a feed doesn't fit the inputs, CompressError where the engine fails.
+        """
+        with _reported(UsageError):
+            results = self._session.run(self._names, dict(feeds))
+        return dict(zip(self._names, results, strict=True))
+
+
+def _tensors(graph: ir.Graph) -> Iterator[tuple[str, ir.TensorProtocol]]:
+    """Yield name and tensor of every initializer that is read."""
+    for name, value in graph.initializers.items():
+        if value.const_value is not None and value.uses():
+            yield name, value.const_value
+
+
+def _is_large(tensor: ir.TensorProtocol) -> bool:
+    """Return whether onnxruntime can use `tensor` where it lies, and this is worth it.
+
+    A small one may be wanted for shape inference, which looks into the protobuf.
+    """
+    return not isinstance(tensor, SparseTensor) and tensor.dtype in PLAIN and tensor.nbytes >= LARGE
+
+
+def _serialised(
+    model: ir.Model, weights: Mapping[str, ir.TensorProtocol], outputs: Sequence[str] | None
+) -> bytes:
+    """Return `model` as a protobuf in which `weights` are only declared, with `outputs` if they are given."""
+    proto = to_proto(model, apart=weights)
+    if outputs is not None:
+        del proto.graph.output[:]
+        proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
+    return bytes(proto.SerializeToString())
+
+
+@contextmanager
+def _reported(unfit: type[CompressError]) -> Iterator[None]:
+    """Raise what onnxruntime raises as a one-line CompressError; refused arguments as an `unfit`."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    engine = (
+        state.EPFail,
+        state.Fail,
+        state.InvalidArgument,
+        state.InvalidGraph,
+        state.InvalidProtobuf,
+        state.NoModel,
+        state.NoSuchFile,
+        state.NotImplemented,
+        state.RuntimeException,
+    )
+    try:
+        yield
+    except (*engine, RuntimeError, ValueError) as error:
+        text = str(error)
+        refused = isinstance(error, state.InvalidArgument | ValueError) and "status code" not in text
+        raise (unfit if refused else CompressError)(f"onnxruntime: {_plain(text)}") from error
+
+
+def _plain(text: str) -> str:
+    """Return the message `text` of onnxruntime in one line, without error codes and C++ signatures."""
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(text.split()))
+    signature = r"[^()]*\((?:[^()]|\([^()]*\))*\)(?: const)?(?: \[with [^\]]*\])? "
+    return re.sub(r"\S+\.(?:cc|cpp|h|hpp):\d+ " + signature, "", text)
