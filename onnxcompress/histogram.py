@@ -1,0 +1,115 @@
+"""Streamed histograms, and the ranges that lose least.
+
+Bins are a power of two wide, and edges lie at multiples of the width: when a larger number comes, pairs of
+bins are merged exactly, so that the histogram does not depend on the order in which the numbers come.
+"""
+
+from math import frexp, ldexp
+
+import numpy as np
+
+BINS = 2048  # on either side of zero
+_CHUNK = 1 << 16
+_LEVELS = 256
+_START = -115  # smaller numbers count as zero, and the number of bins to one is still a float32
+
+
+class Histogram:
+    """Counts of numbers: `counts` [2 * BINS, int64] of bins `width` wide; bin BINS begins at zero."""
+
+    def __init__(self) -> None:
+        self.counts = np.zeros(2 * BINS, np.int64)
+        self._exponent = _START
+        self._scaled = np.empty(_CHUNK, np.float32)
+        self._bins = np.empty(_CHUNK, np.intp)
+
+    @property
+    def width(self) -> float:
+        """The width of a bin."""
+        return ldexp(1.0, self._exponent) / BINS
+
+    def add(self, values: np.ndarray) -> None:
+        """Count `values` [any shape, float32]; ValueError where they hold NaN or infinity."""
+        if not values.size:
+            return
+        low, high = float(values.min()), float(values.max())
+        largest = max(-low, high)
+        if not np.isfinite(largest) or np.isnan(low):
+            raise ValueError("NaN or infinity")
+        self._widen(frexp(largest)[1] if largest else _START)
+        factor = np.float32(1 / self.width)
+        flat = values.reshape(-1)
+        for start in range(0, flat.size, _CHUNK):
+            part = flat[start : start + _CHUNK]
+            scaled, bins = self._scaled[: part.size], self._bins[: part.size]
+            np.multiply(part, factor, out=scaled)
+            if low < 0:
+                np.floor(scaled, out=scaled)
+            np.copyto(bins, scaled, casting="unsafe")
+            if low < 0:
+                bins += BINS
+                self.counts += np.bincount(bins, minlength=2 * BINS)
+            else:
+                self.counts[BINS:] += np.bincount(bins, minlength=BINS)
+
+    def _widen(self, exponent: int) -> None:
+        """Make all numbers below two to the `exponent` fit."""
+        for _ in range(min(exponent - self._exponent, BINS.bit_length())):
+            merged = self.counts.reshape(-1, 2).sum(axis=1)
+            self.counts[:] = 0
+            self.counts[BINS // 2 : BINS + BINS // 2] = merged
+        self._exponent = max(self._exponent, exponent)
+
+
+def percentile_range(counts: np.ndarray, width: float, percentile: float) -> tuple[float, float]:
+    """Return the range that holds `percentile` percent of the numbers, as many left out at either end.
+
+    `counts` and `width` are those of a :class:`Histogram`. Always holds zero. Ends are interpolated within
+    a bin.
+    """
+    reached = np.concatenate([[0], np.cumsum(counts)])
+    edges = (np.arange(counts.size + 1) - counts.size // 2) * width
+    cut = reached[-1] * (100 - percentile) / 200
+    first, last = np.flatnonzero(counts)[[0, -1]]
+    span = slice(first, last + 2)  # np.interp wants growing numbers: empty bins at the ends do not count
+    low, high = np.interp([cut, reached[-1] - cut], reached[span], edges[span])
+    return min(float(low), 0.0), max(float(high), 0.0)
+
+
+def entropy_range(counts: np.ndarray, width: float) -> tuple[float, float]:
+    """Return the range whose 256 levels have the least Kullback-Leibler divergence from the numbers.
+
+    `counts` and `width` are those of a :class:`Histogram`. The upper end is chosen first, then the lower.
+    The bin that holds zero counts as its neighbour does: what a Relu leaves there is exact with any range.
+    Source: Migacz, "8-bit inference with TensorRT", GTC 2017.
+    """
+    middle = counts.size // 2
+    counts = counts.copy()
+    counts[middle] = max(counts[middle + 1], 1)
+    first, last = np.flatnonzero(counts)[[0, -1]]
+    first, last = min(int(first), middle), max(int(last) + 1, middle)
+    if last > middle:
+        last = first + _best_end(counts[first:last], middle - first)
+    if first < middle:
+        first = last - _best_end(counts[first:last][::-1], last - middle)
+    return (first - middle) * width, (last - middle) * width
+
+
+def _best_end(counts: np.ndarray, least: int) -> int:
+    """Return how many of the first of `counts`, `least` or more, keep most information in 256 levels."""
+    ends = np.unique(np.linspace(min(max(least + 1, _LEVELS), counts.size), counts.size, 128).astype(int))
+    return int(ends[np.argmin([_divergence(counts, int(end)) for end in ends])])
+
+
+def _divergence(counts: np.ndarray, end: int) -> float:
+    """Return the divergence of 256 levels over the first `end` counts from all counts, clipped into these."""
+    inside = counts[:end].astype(np.float64)
+    clipped = inside.copy()
+    clipped[-1] += counts[end:].sum()
+    starts = np.unique(np.arange(_LEVELS) * end // _LEVELS)
+    filled = inside > 0
+    level = np.add.reduceat(inside, starts) / np.maximum(np.add.reduceat(filled, starts), 1)
+    guess = np.repeat(level, np.diff([*starts, end])) * filled
+    seen = clipped > 0
+    shares, guesses = clipped[seen] / clipped.sum(), np.maximum(guess[seen] / inside.sum(), 1e-10)
+    return float(np.sum(shares * np.log(shares / guesses)))

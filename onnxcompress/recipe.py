@@ -1,0 +1,212 @@
+"""Recipes: a list of passes as text or TOML, and the presets.
+
+Text: ``prune(sparsity=0.6, exclude='fc.*'),quant``. TOML: one ``[[pass]]`` table a pass, its ``name`` and
+options. A recipe is a value; ``Recipe.parse(str(recipe)) == recipe`` and ``Recipe.from_toml(recipe.to_toml())
+== recipe``.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from onnxcompress.base import Effect, Number, Pass, spell
+from onnxcompress.errors import UsageError, unknown
+from onnxcompress.registry import find_pass
+
+_TOKEN = re.compile(
+    r"""\s*(?: (?P<number> [+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)? (?![\w.]) )
+           | (?P<word> [A-Za-z_][\w-]* )
+           | (?P<text> '(?:[^'\\]|\\.)*' | "(?:[^"\\]|\\.)*" )
+           | (?P<sign> [(),=] ) )""",
+    re.VERBOSE,
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Passes in the order they run."""
+
+    passes: tuple[Pass, ...]
+
+    def __str__(self) -> str:
+        """Return the text form."""
+        return ",".join(map(str, self.passes))
+
+    @property
+    def effect(self) -> Effect:
+        """EXACT where every pass is."""
+        return Effect.LOSSY if any(each.effect is Effect.LOSSY for each in self.passes) else Effect.EXACT
+
+    @staticmethod
+    def parse(text: str) -> Recipe:
+        """Return the recipe that `text` spells; UsageError where it can't be read."""
+        return Recipe(tuple(_Parser(text).passes()))
+
+    def to_toml(self) -> str:
+        """Return the recipe as TOML, every option that differs from its default spelt out."""
+        return "\n".join(
+            "\n".join(
+                ["[[pass]]", f'name = "{each.name}"', *(f"{k} = {_toml(v)}" for k, v in _changed(each))]
+            )
+            + "\n"
+            for each in self.passes
+        )
+
+    @staticmethod
+    def from_toml(text: str) -> Recipe:
+        """Return the recipe that the TOML document `text` holds; UsageError where it holds none."""
+        try:
+            document = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise UsageError(f"recipe: not TOML: {error}") from error
+        tables = document.get("pass")
+        if set(document) != {"pass"} or not isinstance(tables, list):
+            raise UsageError("recipe: expected [[pass]] tables and nothing else")
+        if not all(isinstance(table, dict) and isinstance(table.get("name"), str) for table in tables):
+            raise UsageError("recipe: a [[pass]] table has no name, expected name = '...'")
+        return Recipe(tuple(make(table.pop("name"), table) for table in tables))
+
+    @staticmethod
+    def read(path: Path) -> Recipe:
+        """Return the recipe in the TOML file `path`."""
+        try:
+            return Recipe.from_toml(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UsageError(f"{path}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{path}: not a text file, expected a TOML recipe") from error
+
+
+def make(name: str, options: dict[str, Any]) -> Pass:
+    """Return the pass `name` with `options`; UsageError naming what is wrong and what was likely meant."""
+    found = find_pass(name)
+    known = [each.name for each in found.options()]
+    for key in options:
+        if key not in known:
+            raise UsageError(f"{name}: {unknown('option', key, known)}")
+    return found(**options)
+
+
+def as_recipe(passes: str | Recipe | Pass | Sequence[Pass | str]) -> Recipe:
+    """Return the recipe that `passes` stands for: text, a recipe, a pass, a sequence of passes and texts."""
+    if isinstance(passes, Recipe):
+        return passes
+    if isinstance(passes, str):
+        return Recipe.parse(passes)
+    if isinstance(passes, Pass):
+        return Recipe((passes,))
+    parts = [as_recipe(each) if isinstance(each, str) else Recipe((each,)) for each in passes]
+    return Recipe(tuple(each for part in parts for each in part.passes))
+
+
+def lossless() -> list[Pass]:
+    """Return the passes that make a model smaller without changing what it computes."""
+    return [make("simplify", {})]
+
+
+def fast() -> list[Pass]:
+    """Return the passes that make a model fast: cleaned up, then int8."""
+    return [make("simplify", {}), make("quant", {})]
+
+
+PRESETS: dict[str, Callable[[], list[Pass]]] = {"lossless": lossless, "fast": fast}
+
+
+def preset(name: str) -> Recipe:
+    """Return the preset called `name`; UsageError with the nearest names where there is none."""
+    if name not in PRESETS:
+        raise UsageError(unknown("preset", name, PRESETS))
+    return Recipe(tuple(PRESETS[name]()))
+
+
+def _changed(pass_: Pass) -> Iterator[tuple[str, Number]]:
+    for each in pass_.options():
+        value = getattr(pass_, each.name)
+        if value != each.default:
+            yield each.name, value
+
+
+def _toml(value: Number) -> str:
+    if isinstance(value, str):
+        text = value.replace("\\", "\\\\").replace('"', '\\"')
+        return '"' + "".join(c if c >= " " and c != "\x7f" else f"\\u{ord(c):04x}" for c in text) + '"'
+    return spell(value)
+
+
+class _Parser:
+    """Reads ``name(option=value, ...), name, ...``."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.at = 0
+        self.kind = self.token = ""
+        self.advance()
+
+    def advance(self) -> None:
+        """Step to the next token; kind "" at the end."""
+        found = _TOKEN.match(self.text, self.at)
+        if found is not None:
+            self.at = found.end()
+            self.kind = str(found.lastgroup)
+            self.token = found.group(self.kind)
+            return
+        rest = self.text[self.at :].strip()
+        self.kind, self.token = "", repr(rest[:20]) if rest else "the end"
+        if rest:
+            self.fail("a pass, an option or a value")
+
+    def fail(self, expected: str) -> NoReturn:
+        """Raise UsageError at the current token."""
+        raise UsageError(f"recipe: unexpected {self.token} in {self.text!r}, expected {expected}")
+
+    def take(self, sign: str) -> bool:
+        """Step over `sign` if it comes next."""
+        if self.kind == "sign" and self.token == sign:
+            self.advance()
+            return True
+        return False
+
+    def word(self, expected: str) -> str:
+        """Step over a word and return it."""
+        word = self.token
+        if self.kind != "word":
+            self.fail(expected)
+        self.advance()
+        return word
+
+    def passes(self) -> Iterator[Pass]:
+        """Yield the passes of the whole text."""
+        while True:
+            name, options = self.word("the name of a pass"), {}
+            if self.take("("):
+                while not self.take(")"):
+                    key = self.word("an option")
+                    if not self.take("="):
+                        self.fail(f"= after {key}")
+                    if key in options:
+                        raise UsageError(f"{name}: option {key} is given twice")
+                    options[key] = self.value()
+                    if not self.take(",") and self.token != ")":
+                        self.fail(", or )")
+            yield make(name, options)
+            if self.kind == "":
+                return
+            if not self.take(","):
+                self.fail(", between passes")
+
+    def value(self) -> Number:
+        """Step over a value and return it."""
+        kind, token = self.kind, self.token
+        if kind not in ("number", "word", "text"):
+            self.fail("a value")
+        self.advance()
+        if kind == "number":
+            return int(token) if re.fullmatch(r"[+-]?\d+", token) else float(token)
+        if kind == "text":
+            return re.sub(r"\\(.)", r"\1", token[1:-1], flags=re.DOTALL)
+        return {"true": True, "false": False}.get(token, token)

@@ -1,0 +1,218 @@
+"""What a run did: plain data, as JSON and as tables for a terminal."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from onnxcompress.base import Record
+from onnxcompress.measure import Latency
+from onnxcompress.verify import Comparison
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a model weighs: bytes of its file (of its tensors, where there is none), parameters, non-zeros."""
+
+    bytes: int
+    parameters: int
+    nonzeros: int
+
+
+@dataclass
+class Step:
+    """One pass of a run; `comparison` is with the model the pass was given."""
+
+    recipe: str
+    effect: str
+    seconds: float
+    records: list[Record]
+    comparison: Comparison | None = None
+
+    def counts(self, changed: bool) -> dict[str, int]:
+        """Return how many layers were changed (or left), by what was done (or the reason)."""
+        counts: dict[str, int] = {}
+        for record in self.records:
+            if record.changed == changed:
+                counts[record.what] = counts.get(record.what, 0) + 1
+        return counts
+
+
+@dataclass
+class Report:
+    """What a run of the pipeline did."""
+
+    version: str
+    recipe: str
+    verify: str
+    source: str
+    before: Size
+    after: Size | None = None
+    steps: list[Step] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # warnings a user must see
+    comparison: Comparison | None = None  # the whole recipe: last model against the first
+    evaluation: Comparison | None = None  # the same on evaluation data
+    metric: str | None = None
+    latency: Latency | None = None
+    output: str | None = None
+
+    def as_json(self) -> str:
+        """Return the report as a JSON document; figures that are infinite are null."""
+        return json.dumps({"schema": SCHEMA, **_plain(asdict(self))}, indent=2)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def figures(report: Report) -> Iterator[tuple[str, str, str, str]]:
+    """Yield the rows of the summary: what, before, after, how they compare."""
+    before, after = report.before, report.after
+    if after is not None:
+        yield "size", count_bytes(before.bytes), count_bytes(after.bytes), share(after.bytes, before.bytes)
+        yield (
+            "parameters",
+            f"{before.parameters:,}",
+            f"{after.parameters:,}",
+            share(after.parameters, before.parameters),
+        )
+        yield (
+            "non-zeros",
+            f"{before.nonzeros:,}",
+            f"{after.nonzeros:,}",
+            share(after.nonzeros, before.nonzeros),
+        )
+    for name, comparison, metric in (
+        ("outputs", report.comparison, None),
+        ("evaluation", report.evaluation, report.metric),
+    ):
+        if comparison is not None:
+            data = f"random {name}" if comparison.random else name
+            for row_metric, *row in _likeness_rows(comparison, data):
+                if metric in (None, row_metric):
+                    yield row[0], row[1], row[2], row[3]
+    if report.latency is not None:
+        each = report.latency
+        yield "latency", milliseconds(each.seconds / each.ratio), milliseconds(each.seconds), spread(each)
+
+
+def _likeness_rows(comparison: Comparison, data: str) -> Iterator[tuple[str, str, str, str, str]]:
+    """Yield the rows that say how outputs compare, each after the metric it shows."""
+    if comparison.top1 is not None:
+        first, second = comparison.top1
+        change = f"{100 * (second - first):+.2f} points"
+        yield "top1", "top-1 accuracy", f"{first:.2%}", f"{second:.2%}", change
+    if comparison.agreement is not None:
+        share = f"{comparison.agreement:.2%}"
+        yield "agreement", f"same prediction ({data})", "", share, f"of {comparison.predictions:,}"
+    yield "snr", f"SNR ({data})", "", decibels(comparison.snr), ""
+    yield "cosine", f"cosine ({data})", "", f"{comparison.cosine:.6f}", ""
+
+
+def tables(report: Report) -> Iterator[RenderableType]:
+    """Yield the tables that the compress command prints at its end."""
+    from rich.table import Table
+    from rich.text import Text
+
+    summary = Table("", "before", "after", "", title=report.output or report.source, title_justify="left")
+    for column in summary.columns[1:3]:
+        column.justify = "right"
+    for row in figures(report):
+        summary.add_row(*row)
+    yield summary
+    passes = Table(
+        "pass", "effect", "did", "left", "outputs", title=f"recipe {report.recipe}", title_justify="left"
+    )
+    for step in report.steps:
+        passes.add_row(
+            Text(step.recipe),
+            step.effect,
+            Text(_listed(step.counts(True)) or "nothing"),
+            Text(_listed(step.counts(False))),
+            likeness(step.comparison),
+        )
+    yield passes
+
+
+def comparison_table(comparison: Comparison, metric: str | None = None) -> RenderableType:
+    """Return what `compare` prints: every figure, or the one called `metric`."""
+    from rich.table import Table
+
+    table = Table(show_header=False)
+    rows = {
+        "top1": comparison.top1 and " -> ".join(f"{each:.2%}" for each in comparison.top1),
+        "agreement": None if comparison.agreement is None else f"{comparison.agreement:.2%}",
+        "snr": decibels(comparison.snr),
+        "cosine": f"{comparison.cosine:.6f}",
+        "largest difference": f"{comparison.largest_difference:.3g}",
+        "outputs": likeness(comparison),
+        "samples": f"{comparison.samples}{' (random)' if comparison.random else ''}",
+    }
+    for name, text in rows.items():
+        if text and metric in (None, name):
+            table.add_row(name, text)
+    return table
+
+
+def latency_table(rows: Sequence[tuple[str, Latency]]) -> RenderableType:
+    """Return what `bench` prints: each model's median latency and its ratio to the first model's."""
+    from rich.table import Table
+
+    table = Table("model", "latency", "ratio (95 % interval)")
+    for name, latency in rows:
+        table.add_row(name, milliseconds(latency.seconds), spread(latency))
+    return table
+
+
+def likeness(comparison: Comparison | None) -> str:
+    """Return in a few words how the outputs of two models compare."""
+    if comparison is None:
+        return "not checked"
+    if comparison.exact:
+        return "agree" if comparison.largest_difference else "equal"
+    same = "" if comparison.agreement is None else f", {comparison.agreement:.1%} same prediction"
+    return f"{decibels(comparison.snr)}{same}"
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return "\n".join(f"{count} {what}" for what, count in counts.items())
+
+
+def count_bytes(count: int) -> str:
+    """Return a number of bytes for people: 1,234 B, 56.7 kB, 8.90 MB, 1.23 GB (powers of 1,000)."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}" if count < 1000 * size else f"{count / size:,.0f} {unit}"
+    return f"{count} B"
+
+
+def share(after: int, before: int) -> str:
+    """Return `after` as a multiple of `before`."""
+    return f"{after / before:.3f}x" if before else ""
+
+
+def decibels(value: float) -> str:
+    """Return a signal-to-noise ratio for people."""
+    return "equal" if value == math.inf else f"{value:.1f} dB"
+
+
+def milliseconds(seconds: float) -> str:
+    """Return a latency for people."""
+    return f"{1000 * seconds:.3g} ms"
+
+
+def spread(latency: Latency) -> str:
+    """Return a latency ratio with its 95 % interval."""
+    return f"{latency.ratio:.2f}x ({latency.low:.2f} to {latency.high:.2f}, {latency.pairs} pairs)"

@@ -1,0 +1,168 @@
+"""Quantization to int8: weights, and activations as far as they are known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
+
+from onnxcompress.base import Context, Effect, Need, Pass, Result, option
+from onnxcompress.calibrate import METHODS, calibrate
+from onnxcompress.edit import Edit
+from onnxcompress.errors import UsageError
+from onnxcompress.folding import fold_batch_norms
+from onnxcompress.integer import DYNAMIC_OPSET, Integers, multiplies_integers
+from onnxcompress.layers import Layer, constant, layers
+from onnxcompress.model import convert_up
+from onnxcompress.placement import STATIC_OPSET, place
+from onnxcompress.qdq import refusal, write
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quant(Pass):
+    """Store weights as int8, and compute with 8-bit integers where that pays.
+
+    Before: ``y = Conv(x, W, b)``
+    After, static: ``y = DQ(Q(Conv(DQ(Q(x)), DQ(W_int8), DQ(b_int32))))``, which the engine runs on integers
+    After, otherwise: ``y = Conv(x, Cast(W_int8) * scale, b)``, which it expands when it loads the model
+
+    Weights are symmetric, with one scale for each output channel; activations are uint8 with a zero point,
+    their ranges found on the calibration data. Static quantization first folds BatchNormalization into the
+    layer before it, lets the range of a Relu's or Clip's output do its work, and gives one scale to all
+    values that are only moved about. Without calibration data, MatMul and Gemm quantize their input as they
+    run (DynamicQuantizeLinear), and the numbers of a batch then depend on one another a little. Other
+    weights, also those in the bodies of If and Loop, are stored as int8 and computed with as floats.
+    Weights are read twice: for their scale, and when they are written.
+    Source: Jacob et al., Quantization and Training of Neural Networks, CVPR 2018.
+    """
+
+    name: ClassVar[str] = "quant"
+    effect: ClassVar[Effect] = Effect.LOSSY
+    uses: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION, Need.RUNTIME})
+
+    activations: str = option(
+        "auto",
+        "none, dynamic (MatMul, Gemm) or static; auto is static with calibration data, else dynamic",
+        choices=("auto", "none", "dynamic", "static"),
+    )
+    per_channel: bool = option(True, "one weight scale for each output channel, not for each tensor")
+    min_size: int = option(
+        256,
+        "leave weights with fewer elements in float: their int8 form takes as much room",
+        within=(0, 2**62),
+    )
+    exclude: str = option(
+        "", "leave the layers whose whole name matches this regular expression", pattern=True
+    )
+
+    calibrator: str = option(
+        "min-max",
+        "how a range is found: all numbers, most of them, or the range that tells most",
+        choices=METHODS,
+    )
+    percentile: float = option(
+        99.999, "percent of the numbers inside the range of calibrator=percentile", within=(50.0, 100.0)
+    )
+
+    def call(self, model: ir.Model, context: Context) -> Result:
+        """Quantize `model` in place: by calibration where wanted, then what is left of the weights."""
+        calibrated = self.activations == "auto" and context.calibration is not None
+        static = self.activations == "static" or calibrated
+        dynamic = not static and self.activations in ("auto", "dynamic")
+        result = Result(model)
+        if static:
+            self._check(context)
+        self._prepare(model, context, result, static, dynamic)
+        groups = self._by_weight(model, context, result)
+        integers = Integers(Edit(model))
+        if static:
+            groups = self._compute(model, context, result, integers, groups)
+        for readers in groups:
+            self._store(readers, integers, result, static, dynamic)
+        return result
+
+    def _check(self, context: Context) -> None:
+        if context.calibration is None or context.runtime is None:
+            missing = "calibration data" if context.calibration is None else "a runtime"
+            raise UsageError(f"{self.name}: activations=static needs {missing}, none was given")
+
+    def _prepare(
+        self, model: ir.Model, context: Context, result: Result, static: bool, dynamic: bool
+    ) -> None:
+        """Raise the opset to what the integer operators need, and fold what follows layers into them."""
+        candidates = [layer for layer in layers(model, context) if not layer.refusal]
+        needed = STATIC_OPSET if static else 0
+        if dynamic and any(multiplies_integers(layer) for layer in candidates):
+            needed = DYNAMIC_OPSET
+        if candidates and convert_up(model, needed):
+            result.changed("model", f"converted to opset {needed}")
+        if static and candidates:
+            ShapeInferencePass()(model)  # what MatMuls become depends on the shape of their input
+            for name in fold_batch_norms(model, context, self.exclude):
+                result.changed(name, "what follows folded in")
+
+    def _compute(
+        self, model: ir.Model, context: Context, result: Result, integers: Integers, groups: list[list[Layer]]
+    ) -> list[list[Layer]]:
+        """Make what can compute with integers do so; return the layers that are left, by weight."""
+        able, rest = [], []
+        for readers in groups:
+            fit = [layer for layer in readers if refusal(layer, model.graph) is None]
+            fit = [layer for layer in fit if layer.channel_axes == fit[0].channel_axes]
+            if fit:
+                able.append(fit)
+                for layer in readers:
+                    what = "computes with int8" if layer in fit else "stored as int8"
+                    result.changed(layer, what, size=layer.size)
+            else:
+                rest.append(readers)
+        placement = place(model.graph, {layer.node: layer for fit in able for layer in fit})
+        for node in placement.gaps():
+            result.left(node.name or node.op_type, f"no 8-bit {node.op_type}")
+        names = [value.name or "" for value in placement.observed() if constant(value) is None]
+        if names and context.calibration is not None and context.runtime is not None:
+            ranges = calibrate(
+                model,
+                names,
+                context.calibration,
+                context.runtime.patient(),
+                self.calibrator,
+                percentile=self.percentile,
+                progress=context.progress,
+            )
+            write(integers, placement, able, ranges, self.per_channel)
+        return rest
+
+    def _store(
+        self, readers: list[Layer], integers: Integers, result: Result, static: bool, dynamic: bool
+    ) -> None:
+        """Store the weight that `readers` share as int8."""
+        size, main = readers[0].size, integers.edit.model.graph
+        if size < self.min_size:
+            for layer in readers:
+                result.left(layer, f"fewer than {self.min_size} elements", size=size)
+            return
+        reasons = [f", {refusal(layer, main)}" if static else "" for layer in readers]
+        products = integers.store(readers, dynamic, self.per_channel)
+        for layer, reason in zip(readers, reasons, strict=True):
+            what = "multiplied as int8" if layer in products else f"stored as int8{reason}"
+            result.changed(layer, what, size=size)
+
+    def _by_weight(self, model: ir.Model, context: Context, result: Result) -> list[list[Layer]]:
+        """Return the layers to quantize, those that share a weight together; record why others are left."""
+        groups: dict[ir.Value, list[Layer]] = {}
+        for layer in layers(model, context):
+            groups.setdefault(layer.weight, []).append(layer)
+        found = []
+        for readers in groups.values():
+            reason = readers[0].refusal
+            if any(context.excludes(each.name, self.exclude) for each in readers):
+                reason = "excluded" if len(readers) == 1 else "its weight is shared with an excluded layer"
+            if reason:
+                for layer in readers:
+                    result.left(layer, reason)
+            else:
+                found.append(readers)
+        return found

@@ -1,0 +1,117 @@
+"""Clean-up: constants folded, nodes fused, dead and duplicate ones dropped."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+from onnxcompress.base import Context, Effect, Pass, Result, option
+from onnxcompress.errors import CompressError
+from onnxcompress.model import IN_LINE_LIMIT, graphs, load, to_proto, weight_bytes
+
+# Expand, Tile and ConstantOfShape stay nodes where folding them would store more than this.
+FOLD_LIMIT = "1KB"
+# Each of these draws anew, which onnxsim's merging of equal nodes overlooks.
+RANDOM = {
+    "Bernoulli",
+    "Multinomial",
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simplify(Pass):
+    """Fold constants, fuse what is one operation, drop what nothing reads, merge what is there twice.
+
+    Before: ``b = BatchNormalization(Conv(x, W), ...); y = Identity(b)``
+    After:  ``y = Conv(x, W', bias)``
+
+    onnxsim does the first half and onnx_ir's clean-up the second. Constants that are cheap to compute and
+    large to store stay computed. A model above 2 GB gets the clean-up alone: onnxsim needs it in one protobuf
+    message. Source: the onnxsim and onnx_ir projects.
+    """
+
+    name: ClassVar[str] = "simplify"
+    effect: ClassVar[Effect] = Effect.EXACT
+
+    fold: bool = option(True, "fold and fuse with onnxsim before the clean-up")
+
+    def call(self, model: ir.Model, context: Context) -> Result:
+        """Simplify `model` in place."""
+        result = Result(model)
+        before = census(model)
+        if not self.fold:
+            result.left("model", "folding is switched off")
+        elif weight_bytes(model) > IN_LINE_LIMIT:
+            result.left("model", "above 2 GB, so cleaned up without folding")
+        else:
+            replace_contents(model, folded(model))
+        for clean in (
+            common.LiftConstantsToInitializersPass(),
+            common.IdentityEliminationPass(),
+            common.CommonSubexpressionEliminationPass(),
+            common.DeduplicateHashedInitializersPass(),
+            common.RemoveUnusedNodesPass(),
+            common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
+            common.RemoveUnusedOpsetsPass(),
+        ):
+            clean(model)
+        after = census(model)
+        for kind in sorted(before.keys() | after.keys()):
+            if before[kind] != after[kind]:
+                result.changed(
+                    kind, f"{kind} {before[kind]} -> {after[kind]}", before=before[kind], after=after[kind]
+                )
+        if not result.modified:
+            result.left("model", "nothing to simplify")
+        return result
+
+
+def folded(model: ir.Model) -> ir.Model:
+    """Return `model` as onnxsim leaves it, standard operators only; CompressError where onnxsim fails."""
+    import onnxsim  # takes a second to import
+
+    skipped = ["fuse_attention"]  # into an operator of onnxruntime's own
+    if any(kind in RANDOM for kind in census(model)):
+        skipped.append("eliminate_common_subexpression")
+    overridable = any(value.is_graph_input() for value in model.graph.initializers.values())
+    try:
+        proto, _ = onnxsim.simplify(
+            to_proto(model),
+            include_subgraph=True,
+            skipped_optimizers=skipped,
+            tensor_size_threshold=FOLD_LIMIT,
+            mutable_initializer=overridable,
+            initializers_as_constants=not overridable,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise CompressError(f"simplify: onnxsim failed: {error}") from error
+    brought = {entry.domain for entry in proto.opset_import} - set(model.opset_imports)
+    if brought:
+        raise CompressError(f"simplify: onnxsim brought in operators of {', '.join(sorted(brought))}")
+    return load(proto)
+
+
+def replace_contents(model: ir.Model, other: ir.Model) -> None:
+    """Make `model` hold the graph and the functions of `other`."""
+    model.graph = other.graph
+    model.ir_version = other.ir_version
+    model.functions.clear()
+    model.functions.update(other.functions)
+
+
+def census(model: ir.Model) -> Counter[str]:
+    """Return how many nodes of each operator, and how many initializers, `model` has."""
+    counts: Counter[str] = Counter()
+    for graph in graphs(model):
+        counts.update(node.op_type for node in graph)
+        if isinstance(graph, ir.Graph):
+            counts["initializers"] += len(graph.initializers)
+    return counts
