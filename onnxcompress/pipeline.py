@@ -22,7 +22,7 @@ from onnxcompress.measure import latencies
 from onnxcompress.model import (
     MappedTensor,
     clone,
-    file_bytes,
+    external_bytes,
     graphs,
     load,
     materialise,
@@ -96,24 +96,13 @@ def compress(
     recipe = as_recipe(passes)
     _check_request(model, output, verify, metric, evaluation, recipe)
     current = load(model)
+    source = Path(model) if isinstance(model, str | Path) else None
+    apart = external_bytes(current, source) if source else 0
     large = weight_bytes(current) > LARGE
     verify = verify or ("end" if large else "each")
     expected = signature(current)
     engine = find_runtime(runtime).make(threads=threads, frugal=large)
-    calibration = (
-        None if data is None else load_data(data, current, preprocess=preprocess, shapes=shapes or {})
-    )
-    judged = (
-        None
-        if evaluation is None
-        else load_data(evaluation, current, preprocess=preprocess, shapes=shapes or {}, batch=32)
-    )
-    given = judged if calibration is None else calibration
-    samples = (
-        given.take(CHECK_SAMPLES)
-        if given is not None
-        else random_data(current, shapes=shapes or {}, seed=seed)
-    )
+    calibration, judged, samples = _read_data(current, data, evaluation, preprocess, shapes or {}, seed)
     context = Context(
         calibration=calibration,
         metric=metric,
@@ -130,8 +119,8 @@ def compress(
         version=onnxcompress.__version__,
         recipe=str(recipe),
         verify=verify,
-        source=str(model) if isinstance(model, str | Path) else "",
-        before=_size(current, model if output is not None and isinstance(model, str | Path) else None),
+        source=str(source or ""),
+        before=_size(current, source.stat().st_size + apart if source and output else weight_bytes(current)),
         notes=list(notes(current)),
         metric=metric,
     )
@@ -140,12 +129,9 @@ def compress(
     report.notes += dict.fromkeys(
         note for each in (samples, calibration, judged) if each is not None for note in each.notes
     )
-    original = (
-        (model if large and isinstance(model, str | Path) else clone(current)) if verify != "off" else current
-    )
-    first = (
-        engine.prepare(Path(original) if isinstance(original, str) else original) if verify != "off" else None
-    )
+    first = None
+    if verify != "off":
+        first = engine.prepare(source if large and source else clone(current))
     before = first
     steady = first is None or compare(first, first, samples.take(1), tolerance=tolerance).exact
     if not steady:
@@ -188,13 +174,13 @@ def compress(
             feeds = next(iter(samples))
             report.latency = latencies([first, last], feeds)[1]
 
+    size = weight_bytes(current)
     if output is None:
         finish(None)
     else:
-        apart = external_data or _keeps_data_apart(model)
-        save(current, output, external_data=apart, jobs=jobs, check=finish)
+        size = save(current, output, external_data=external_data or apart > 0, jobs=jobs, check=finish)
         report.output = str(output)
-    report.after = _size(current, output)
+    report.after = _size(load(output) if large and output else current, size)
     return Compressed(current, report)
 
 
@@ -231,6 +217,29 @@ def _check_request(
         raise UsageError(f"{path}: is a folder, expected a file")
     if not path.parent.is_dir():
         raise UsageError(f"{path}: its folder does not exist")
+
+
+def _read_data(
+    model: ir.Model,
+    data: object,
+    evaluation: object,
+    preprocess: str | None,
+    shapes: Mapping[str, tuple[int, ...]],
+    seed: int,
+) -> tuple[Data | None, Data | None, Data]:
+    """Return calibration data, evaluation data, and the samples outputs are compared on."""
+    calibration = judged = None
+    if data is not None:
+        calibration = load_data(data, model, preprocess=preprocess, shapes=shapes)
+    if evaluation is not None:
+        judged = load_data(evaluation, model, preprocess=preprocess, shapes=shapes, batch=CHECK_SAMPLES)
+    if calibration is not None:
+        return calibration, judged, calibration.take(CHECK_SAMPLES)
+    return (
+        calibration,
+        judged,
+        judged.take(1) if judged is not None else random_data(model, shapes=shapes, seed=seed),
+    )
 
 
 def _run(each: Pass, model: ir.Model, context: Context) -> tuple[Step, ir.Model]:
@@ -297,13 +306,8 @@ def _stamp(model: ir.Model, recipe: Recipe, verify: str) -> None:
     props["onnxcompress.verify"] = verify
 
 
-def _keeps_data_apart(model: object) -> bool:
-    """Return whether `model` is a file with external data."""
-    return isinstance(model, str | Path) and file_bytes(model) > Path(model).stat().st_size
-
-
-def _size(model: ir.Model, path: str | Path | None) -> Size:
-    """Count the bytes, the elements of initializers, and those that aren't zero, reading one at a time."""
+def _size(model: ir.Model, size: int) -> Size:
+    """Count the elements of initializers and those that aren't zero; `size` is in bytes."""
     parameters = nonzeros = 0
     for graph in graphs(model):
         if not isinstance(graph, ir.Graph):
@@ -316,4 +320,4 @@ def _size(model: ir.Model, path: str | Path | None) -> Size:
             nonzeros += int(np.count_nonzero(tensor.numpy()))
             if isinstance(tensor, MappedTensor):
                 tensor.release()
-    return Size(weight_bytes(model) if path is None else file_bytes(path), parameters, nonzeros)
+    return Size(size, parameters, nonzeros)

@@ -29,7 +29,7 @@ from onnxcompress.model import (
     check,
     clone,
     convert_up,
-    file_bytes,
+    external_bytes,
     graphs,
     lazy,
     load,
@@ -617,14 +617,18 @@ def test_counts_bytes_without_reading_them(tmp_path: Path) -> None:
     assert weight_bytes(model) == (64 * 64 + 64) * 4
 
 
-def test_a_files_bytes_include_external_data_that_is_used(tmp_path: Path) -> None:
+def test_external_data_counts_where_it_is_used(tmp_path: Path) -> None:
     path = written(tmp_path, proto(TWO_LAYERS))
-    assert file_bytes(path) == path.stat().st_size
+    assert external_bytes(load(path), path) == 0
     path = written(tmp_path, proto(TWO_LAYERS), "external.onnx", external=True)
     data = tmp_path / "external.onnx.bin"
     used = (64 * 64 + 64) * 4
     data.write_bytes(data.read_bytes() + bytes(1000))
-    assert file_bytes(path) == path.stat().st_size + used
+    assert external_bytes(load(path), path) == used
+    out = tmp_path / "out.onnx"
+    assert save(load(path), out) == out.stat().st_size
+    size = save(load(path), out, external_data=True)
+    assert size == out.stat().st_size + (tmp_path / "out.onnx.data").stat().st_size
 
 
 def test_a_lazy_tensor_is_made_when_it_is_read_and_each_time() -> None:

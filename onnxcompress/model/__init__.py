@@ -155,15 +155,15 @@ def to_proto(model: ir.Model, apart: Container[str] = ()) -> onnx.ModelProto:
     return light
 
 
-def file_bytes(path: str | Path) -> int:
-    """Return the bytes of a model file and of all external data it refers to, shared ones once."""
+def external_bytes(model: ir.Model, path: str | Path) -> int:
+    """Return the bytes of external data that `model`, loaded from the file `path`, refers to."""
     used: dict[Path, set[tuple[int, int]]] = {}
     own = Path(path).absolute()
-    for tensor, _ in protos.places(load(path)):
+    for tensor, _ in protos.places(model):
         for part in (tensor.values, tensor.indices) if isinstance(tensor, SparseTensor) else (tensor,):
             if isinstance(part, MappedTensor) and part.file.path != own:
                 used.setdefault(part.file.path, set()).add((part.offset, part.offset + part.nbytes))
-    return own.stat().st_size + sum(map(_covered, used.values()))
+    return sum(map(_covered, used.values()))
 
 
 def _covered(ranges: set[tuple[int, int]]) -> int:

@@ -35,8 +35,10 @@ def save(
     jobs: int = 1,
     check: Callable[[Path], None] | None = None,
     limit: int = IN_LINE_LIMIT,
-) -> None:
+) -> int:
     """Write `model` to the file `path`, replacing it only when all is written and `check` has not raised.
+
+    Returns the bytes written, external data included.
 
     Above `limit` bytes, or when asked, the data of larger tensors go to ``<name>.data`` beside it. `check` is
     given the path of the finished file before it gets its name. `jobs` tensors are evaluated at a time.
@@ -60,10 +62,12 @@ def save(
                 write_in_line(light, held, written, jobs)
         if check is not None:
             check(written)
+        parts = [each for each in (data, written) if each.exists()]
+        total = sum(each.stat().st_size for each in parts)
         with _said(path):
-            for each in (data, written):
-                if each.exists():
-                    os.replace(each, path.with_name(each.name))
+            for each in parts:
+                os.replace(each, path.with_name(each.name))
+    return total
 
 
 def _check_target(path: Path) -> None:
