@@ -155,7 +155,7 @@ def compare(model: str, folder: str, threads: str) -> None:
         noise += [np.sum((each - outputs[0]) ** 2) for each in outputs]
         agreement += [each.argmax() == outputs[0].argmax() for each in outputs]
     for place, name in ((2, "onnxcompress"), (1, "onnxruntime")):
-        decibels = 10 * np.log10(signal / noise[place])
+        decibels = 10 * np.log10(signal / noise[place]) if noise[place] else np.inf
         share = agreement[place] / len(feeds)
         size = paths[place].stat().st_size / paths[0].stat().st_size
         print(f"  {name:13s} {decibels:6.2f} dB SNR  {share:6.1%} same class  {size:.3f} of the size")

@@ -98,18 +98,28 @@ def entropy_range(counts: np.ndarray, width: float) -> tuple[float, float]:
 def _best_end(counts: np.ndarray, least: int) -> int:
     """Return how many of the first of `counts`, `least` or more, keep most information in 256 levels."""
     ends = np.unique(np.linspace(min(max(least + 1, _LEVELS), counts.size), counts.size, 128).astype(int))
-    return int(ends[np.argmin([_divergence(counts, int(end)) for end in ends])])
+    sums = tuple(
+        np.concatenate([[0.0], np.cumsum(each)])
+        for each in (counts, counts > 0, counts * np.log(np.maximum(counts, 1)))
+    )
+    return int(ends[np.argmin([_divergence(counts, sums, int(end)) for end in ends])])
 
 
-def _divergence(counts: np.ndarray, end: int) -> float:
-    """Return the divergence of 256 levels over the first `end` counts from all counts, clipped into these."""
-    inside = counts[:end].astype(np.float64)
-    clipped = inside.copy()
-    clipped[-1] += counts[end:].sum()
-    starts = np.unique(np.arange(_LEVELS) * end // _LEVELS)
-    filled = inside > 0
-    level = np.add.reduceat(inside, starts) / np.maximum(np.add.reduceat(filled, starts), 1)
-    guess = np.repeat(level, np.diff([*starts, end])) * filled
-    seen = clipped > 0
-    shares, guesses = clipped[seen] / clipped.sum(), np.maximum(guess[seen] / inside.sum(), 1e-10)
-    return float(np.sum(shares * np.log(shares / guesses)))
+def _divergence(counts: np.ndarray, sums: tuple[np.ndarray, ...], end: int) -> float:
+    """Return the divergence of 256 levels over the first `end` counts from all counts, clipped into these.
+
+    A level spreads its numbers evenly over its bins that aren't empty. `sums` are the sums of the first 0,
+    1, ... of the counts, of one for each that is not zero, and of ``count * log(count)``: each level takes
+    but their differences.
+    """
+    numbers, filled, logs = sums
+    levels = min(_LEVELS, end)
+    starts = np.arange(levels + 1) * end // levels
+    level, bins = np.diff(numbers[starts]), np.maximum(np.diff(filled[starts]), 1)
+    guesses = np.log(np.maximum(level, 1e-10) / bins)
+    total, last = numbers[-1], float(counts[end - 1])
+    clipped = last + total - numbers[end]  # what the last bin holds once all that lies beyond is in it
+    guess = guesses[-1] if last else np.log(1e-10 * numbers[end])
+    told = logs[end] - last * np.log(max(last, 1)) + clipped * np.log(max(clipped, 1))
+    guessed = level @ guesses - last * guesses[-1] + clipped * guess
+    return float((told - guessed) / total - np.log(total) + np.log(numbers[end]))

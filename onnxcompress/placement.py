@@ -88,7 +88,7 @@ class Placement:
         """
         for value in self.values:
             moved = [self.nodes.get(reader) == How.TIED for reader in value.consumers()]
-            if value.is_graph_output() or not all(moved):
+            if value.is_graph_output() or not moved or not all(moved):
                 yield value
 
     def gaps(self) -> Iterator[ir.Node]:

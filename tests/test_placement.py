@@ -208,3 +208,11 @@ def test_stacks_of_products_run_on_integers_and_an_addition_behind_them_does_not
     assert ran["QLinearMatMul"] + ran["MatMulIntegerToFloat"] == 1
     assert ran["Gemm"] + ran["MatMul"] == 0
     assert models.snr(models.run(made, samples[0])[0], models.run(after, samples[0])[0]) > 25
+
+
+def test_what_nothing_reads_does_no_harm() -> None:
+    made = network(
+        "dead = Conv<pads=[1,1,1,1]>(x, w, b) gone = MaxPool<kernel_shape=[2, 2]>(c) m = Identity(c)"
+    )
+    expected = models.run(made, feeds()[0])[0]
+    assert models.snr(expected, models.run(quantized(made), feeds()[0])[0]) > 25

@@ -58,7 +58,9 @@ def test_an_activation_range_holds_its_ends_and_meets_zero_exactly(one: float, o
 @given(ENDS, ENDS)
 def test_scale_and_zero_point_are_those_of_onnxruntime(one: float, other: float) -> None:
     low, high = np.float32(min(one, other)), np.float32(max(one, other))
-    if max(high, 0) - min(low, 0) < 1e-30:
+    if (
+        max(high, 0) - min(low, 0) < 1e-16
+    ):  # onnxruntime goes on to scales whose products are no normal numbers
         return
     zero_point, scale = quant_utils.compute_scale_zp(
         low, high, np.array(0, np.uint8), np.array(255, np.uint8)
