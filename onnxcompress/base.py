@@ -12,7 +12,7 @@ import enum
 import re
 import typing
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
@@ -74,6 +74,7 @@ class Runtime(Protocol):
         """Return `model`, or the model in the file `model`, ready to run.
 
         `outputs` names the values to return instead of the model's own outputs: any values of its main graph.
+        A `model` in memory must not be changed as long as the runnable is used.
         Raises CompressError where the engine can't take the model.
         """
         ...
@@ -161,7 +162,12 @@ class Result:
 
     def counts(self, changed: bool) -> dict[str, int]:
         """Return how many layers were changed (or left), by what was done (or the reason)."""
-        return dict(Counter(record.what for record in self.records if record.changed == changed))
+        return tally(self.records, changed)
+
+
+def tally(records: Iterable[Record], changed: bool) -> dict[str, int]:
+    """Return how many layers were changed (or left) by `records`, by what was done (or the reason)."""
+    return dict(Counter(record.what for record in records if record.changed == changed))
 
 
 def option(
@@ -238,8 +244,11 @@ class Pass:
     def options(cls) -> Iterator[Option]:
         """Yield the options of this pass in the order of their declaration."""
         kinds = typing.get_type_hints(cls)
+        plain = {"help": "", "within": None, "choices": None, "pattern": False}
         for each in dataclasses.fields(cls):
-            yield Option(each.name, kinds[each.name], typing.cast(Number, each.default), **each.metadata)
+            yield Option(
+                each.name, kinds[each.name], typing.cast(Number, each.default), **{**plain, **each.metadata}
+            )
 
     def require(self, context: Context) -> None:
         """Raise UsageError where `context` lacks something this pass can't run without."""

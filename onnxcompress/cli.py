@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,11 +85,13 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for add in (
         click.option(
             "--threads",
-            type=click.IntRange(0),
+            type=click.IntRange(0, 1024),
             default=0,
             help="Threads of the engine; 0: the physical cores.",
         ),
-        click.option("--seed", type=int, default=0, show_default=True, help="Source of all randomness."),
+        click.option(
+            "--seed", type=click.IntRange(0), default=0, show_default=True, help="Source of all randomness."
+        ),
         click.option(
             "--check-atol", type=click.FloatRange(0), help="Absolute tolerance of outputs that must agree."
         ),
@@ -155,7 +157,6 @@ def compress(
     recipe: str | None,
     recipe_file: Path | None,
     preset_name: str | None,
-    report_file: Path | None,
     check_rtol: float | None,
     check_atol: float | None,
     shapes: Sequence[tuple[str, tuple[int, ...]]],
@@ -171,32 +172,27 @@ def compress(
     logging.basicConfig(level=log_level.upper(), format="%(name)s: %(message)s")
     if sum(each is not None for each in (recipe, recipe_file, preset_name)) != 1:
         raise UsageError("recipe: expected exactly one of --passes, --recipe and --preset")
-    chosen = (
-        Recipe.parse(recipe)
-        if recipe is not None
-        else Recipe.read(recipe_file)
-        if recipe_file
-        else preset(str(preset_name))
-    )
-    if report_file is not None and not report_file.parent.is_dir():
-        raise UsageError(f"{report_file}: its folder does not exist")
+    chosen = Recipe.parse(recipe) if recipe is not None else preset(preset_name) if preset_name else None
+    if (
+        recipe_file is not None
+        and Path(output).exists()
+        and recipe_file.exists()
+        and recipe_file.samefile(output)
+    ):
+        raise UsageError(f"{output}: is the recipe too, expected another file")
     with progress_bar() as progress:
         result = pipeline.compress(
             source,
-            chosen,
+            chosen or Recipe.read(Path(str(recipe_file))),
             output=output,
             shapes=dict(shapes),
             tolerance=Tolerance(check_rtol, check_atol),
             progress=progress,
             **options,
         )
-    report = result.report
-    if report_file is not None:
-        report_file.write_text(report.as_json() + "\n", encoding="utf-8")
-    errors, console = terminal(stderr=True), terminal()
-    for note in report.notes:
-        errors.print(f"[yellow]note:[/] {note}")
-    for table in tables(report):
+    say_notes(result.report.notes)
+    console = terminal()
+    for table in tables(result.report):
         console.print(table)
     console.print(
         "'onnxcompress passes NAME' explains a pass; --report FILE.json lists every layer.", style="dim"
@@ -259,20 +255,31 @@ def opened(models: Sequence[str], options: dict[str, Any]) -> Iterator[tuple[lis
     from onnxcompress.data import load_data, random_data
     from onnxcompress.model import load
     from onnxcompress.registry import find_runtime
-    from onnxcompress.verify import Tolerance
+    from onnxcompress.verify import Tolerance, check_metric
 
+    check_metric(options.get("metric"))
     loaded = [load(each) for each in models]
     shapes = dict(options["shapes"])
     given = options["evaluation"] or options["data"]
     engine = find_runtime("onnxruntime").make(threads=options["threads"])
     if given is None:
         samples = random_data(loaded[0], shapes=shapes, seed=options["seed"])
-        terminal(stderr=True).print("[yellow]note:[/] random inputs: they tell nothing about accuracy")
+        say_notes(["random inputs: they tell nothing about accuracy"])
     else:
         samples = load_data(given, loaded[0], preprocess=options["preprocess"], shapes=shapes)
     labels = samples.labels if options["evaluation"] else None
+    if options.get("metric") == "top1" and labels is None:
+        raise UsageError("top1: needs --eval data with labels")
     tolerance = Tolerance(options["check_rtol"], options["check_atol"])
     yield [engine.prepare(Path(each)) for each in models], samples, tolerance, labels
+
+
+def say_notes(notes: Iterable[str]) -> None:
+    """Print what a user must see, on standard error."""
+    from rich.text import Text
+
+    for note in notes:
+        terminal(stderr=True).print(Text.assemble(("note: ", "yellow"), note))
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import logging
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,35 +16,50 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 import onnxcompress
-from onnxcompress.base import Context, Effect, Pass, Runtime, silent
-from onnxcompress.data import Data, load_data, random_data
+from onnxcompress.base import Context, Effect, Pass, Runnable, Runtime, silent
+from onnxcompress.data import Data, load_data, random_data, split_slice
 from onnxcompress.errors import BoundError, CompressError, UsageError
+from onnxcompress.layers import layers
 from onnxcompress.measure import latencies
 from onnxcompress.model import (
     MappedTensor,
     clone,
-    external_bytes,
-    graphs,
+    external_files,
     load,
     materialise,
     notes,
     opset,
     save,
     signature,
+    tensors,
     weight_bytes,
+    write_text,
 )
 from onnxcompress.recipe import Recipe, as_recipe
 from onnxcompress.registry import find_runtime
 from onnxcompress.report import Report, Size, Step
-from onnxcompress.verify import METRICS, Comparison, Tolerance, check_valid, compare, first_difference
+from onnxcompress.verify import (
+    Comparison,
+    Tolerance,
+    check_metric,
+    check_valid,
+    compare,
+    first_difference,
+    newly_broken,
+)
 
 if TYPE_CHECKING:
     import onnx
+
+log = logging.getLogger("onnxcompress")
 
 VERIFY = ("each", "end", "off")
 LARGE = 500_000_000  # bytes of weights; above, weights stay on disk and outputs are compared once, at the end
 CHECK_SAMPLES = 32  # of the calibration data, for the comparison after each pass
 COLLAPSE = 0.9  # share of predictions that stay the same; below, the report warns
+MOST_THREADS = 1024  # an engine asked for many more may never start
+UNSTEADY = "the model's outputs differ from run to run: exact passes can't be held to their bound"
+UNSOUND = "the model's outputs hold NaN or infinity before any pass: what is said of them is of the rest"
 RANDOM_WARNING = (
     "no data was given: outputs were compared on random inputs, which tell nothing about accuracy"
 )
@@ -66,15 +82,17 @@ def compress(
     passes: str | Recipe | Pass | Sequence[Pass | str],
     *,
     output: str | Path | None = None,
+    report_file: str | Path | None = None,
     data: Any = None,
     evaluation: Any = None,
     metric: str | None = None,
     preprocess: str | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     runtime: str = "onnxruntime",
+    target: str | None = None,
     verify: str | None = None,
     tolerance: Tolerance = Tolerance(),  # noqa: B008  frozen
-    exclude: Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
     seed: int = 0,
     threads: int = 0,
     jobs: int = 1,
@@ -87,136 +105,208 @@ def compress(
     `data` are calibration inputs and `evaluation` inputs with labels, in any form
     :func:`onnxcompress.data.load_data` takes; `shapes` gives inputs the shapes that the model leaves open.
     `verify` is "each" (outputs compared after every pass; the default up to 500 MB of weights), "end" or
-    "off". `exclude` are regular expressions of layers no pass may touch. With `output`, the file is written
-    once all checks are passed, and read back.
+    "off". `exclude` are regular expressions of layers no pass may touch. `output` is written once all checks
+    are passed, `report_file`, JSON, after it.
 
     Raises UsageError for a wrong request, BoundError where a check fails, CompressError for a model that
     can't be handled; nothing is written then.
     """
     recipe = as_recipe(passes)
-    _check_request(model, output, verify, metric, evaluation, recipe)
+    _check_request(recipe, verify, metric, evaluation, seed, threads)
     current = load(model)
     source = Path(model) if isinstance(model, str | Path) else None
-    apart = external_bytes(current, source) if source else 0
+    apart = external_files(current, source) if source else {}
+    _check_targets([output, report_file], [source, *apart, *_paths(data, evaluation)])
     large = weight_bytes(current) > LARGE
     verify = verify or ("end" if large else "each")
     expected = signature(current)
     engine = find_runtime(runtime).make(threads=threads, frugal=large)
     calibration, judged, samples = _read_data(current, data, evaluation, preprocess, shapes or {}, seed)
+    if metric == "top1" and (judged is None or judged.labels is None):
+        raise UsageError("top1: the evaluation data has no labels, expected an array or a labels.csv")
     context = Context(
         calibration=calibration,
+        target=target,
         metric=metric,
         runtime=engine,
         seed=seed,
         threads=threads,
-        exclude=tuple(exclude),
+        exclude=(exclude,) if isinstance(exclude, str) else tuple(exclude),
         progress=progress,
     )
     for each in recipe.passes:
         each.require(context)
 
+    size = weight_bytes(current)
     report = Report(
         version=onnxcompress.__version__,
         recipe=str(recipe),
         verify=verify,
         source=str(source or ""),
-        before=_size(current, source.stat().st_size + apart if source and output else weight_bytes(current)),
-        notes=list(notes(current)),
+        before=_size(current, source.stat().st_size + sum(apart.values()) if source and output else size),
+        notes=[*_unmatched(current, context), *_data_notes(verify, samples, calibration, judged)],
         metric=metric,
     )
-    if samples.random and verify != "off":
-        report.notes.append(RANDOM_WARNING)
-    report.notes += dict.fromkeys(
-        note for each in (samples, calibration, judged) if each is not None for note in each.notes
-    )
-    first = None
-    if verify != "off":
-        first = engine.prepare(source if large and source else clone(current))
-    before = first
-    steady = first is None or compare(first, first, samples.take(1), tolerance=tolerance).exact
-    if not steady:
-        report.notes.append(
-            "the model's outputs differ from run to run: exact passes can't be held to their bound"
-        )
-
+    check = Check(engine, samples, tolerance, report, judged, judged is not None or verify != "off")
+    check.start(source if large and source else clone(current))
     for number, each in enumerate(recipe.passes):
         progress(number, len(recipe.passes), each.name)
-        unchanged = clone(current) if verify == "each" and each.effect is Effect.EXACT else None
+        unchanged = clone(current) if verify == "each" else None
         with _naming(each):
-            step, current = _run(each, current, context)
-            report.steps.append(step)
+            current = _run(each, current, context, report)
             _tidy(current)
             if not large:
                 materialise(current)
             check_valid(current, expected)
-            if verify == "each" and before is not None:
-                after = engine.prepare(current)
-                step.comparison = compare(before, after, samples, tolerance=tolerance, random=samples.random)
-                if steady:
-                    _require_exact(step.comparison, unchanged, current, engine, samples, tolerance)
-                report.notes += _collapse(each, step.comparison)
-                before = after
+            if unchanged is not None:
+                check.step(each, unchanged, current)
     progress(len(recipe.passes), len(recipe.passes), "checking the whole")
     _stamp(current, recipe, verify)
+    report.notes += [note for note in notes(current) if note not in report.notes]
 
     def finish(path: Path | None) -> None:
-        """Compare the last model, or the file it was written to, with the first."""
-        if first is None:
-            return
-        last = engine.prepare(path if path is not None else current)
-        report.comparison = compare(first, last, samples, tolerance=tolerance, random=samples.random)
-        if steady and recipe.effect is Effect.EXACT and not report.comparison.exact:
-            raise BoundError(f"{recipe}: outputs differ: {_difference(report.comparison)}")
-        if judged is not None:
-            report.metric = metric or ("top1" if judged.labels is not None else "agreement")
-            report.evaluation = compare(first, last, judged, labels=judged.labels, tolerance=tolerance)
-        if measure_latency and not large:
-            feeds = next(iter(samples))
-            report.latency = latencies([first, last], feeds)[1]
+        try:
+            check.whole(recipe, path or current, verify)
+        except BoundError:
+            if verify == "end" and not large:  # find the pass and the node
+                compress(
+                    model, recipe, data=data, shapes=shapes, verify="each", tolerance=tolerance, seed=seed
+                )
+            raise
+        if measure_latency and not large and check.first and check.last:
+            report.latency = latencies([check.first, check.last], next(iter(samples)))[1]
 
-    size = weight_bytes(current)
     if output is None:
         finish(None)
+        size = weight_bytes(current)
     else:
-        size = save(current, output, external_data=external_data or apart > 0, jobs=jobs, check=finish)
+        size = save(current, output, external_data=external_data or bool(apart), jobs=jobs, check=finish)
         report.output = str(output)
     report.after = _size(load(output) if large and output else current, size)
+    if report_file is not None:
+        write_text(report_file, report.as_json() + "\n")
     return Compressed(current, report)
 
 
+@dataclass
+class Check:
+    """Compares models on samples as a run goes on, and writes what it finds into the report.
+
+    Without `wanted` it runs nothing.
+    """
+
+    engine: Runtime
+    samples: Data
+    tolerance: Tolerance
+    report: Report
+    judged: Data | None
+    wanted: bool
+    first: Runnable | None = None
+    last: Runnable | None = None
+    steady: bool = True
+
+    def start(self, model: ir.Model | Path) -> None:
+        """Make the first model ready, and find out whether its outputs can be compared at all."""
+        if not self.wanted:
+            return
+        try:
+            self.first = self.last = self.engine.prepare(model)
+            found = compare(self.first, self.first, self.samples.take(1), tolerance=self.tolerance)
+        except CompressError as error:
+            if not self.samples.random:
+                raise
+            raise UsageError(
+                f"random inputs don't run this model, expected --calib data or --input-shape: {error}"
+            ) from error
+        self.steady = found.exact
+        if not found.exact:
+            self.report.notes.append(UNSTEADY)
+        if found.unsound:
+            self.report.notes.append(UNSOUND)
+
+    def step(self, each: Pass, given: ir.Model, current: ir.Model) -> None:
+        """Compare `current` with what the pass was `given`; BoundError with the first node that differs."""
+        if self.last is None:
+            return
+        before, self.last = self.last, self.engine.prepare(clone(current))
+        try:
+            found = compare(
+                before, self.last, self.samples, tolerance=self.tolerance, random=self.samples.random
+            )
+        except BoundError as error:
+            raise BoundError(f"{error}{self._where(given, current, newly_broken)}") from error
+        self.report.steps[-1].comparison = found
+        if self.steady and each.effect is Effect.EXACT and not found.exact:
+            where = self._where(given, current, lambda a, b: not self.tolerance.allows(a, b))
+            raise BoundError(f"outputs differ: {_difference(found)}{where}")
+        if found.agreement is not None and found.agreement < COLLAPSE and not found.random:
+            kept = f"{found.agreement:.1%} of predictions stayed the same"
+            self.report.notes.append(f"{each.name}: only {kept}; milder options keep more")
+
+    def _where(
+        self, given: ir.Model, current: ir.Model, differ: Callable[[np.ndarray, np.ndarray], bool]
+    ) -> str:
+        node = first_difference(given, current, self.engine, next(iter(self.samples)), differ)
+        return f", first at node {node}" if node else ""
+
+    def whole(self, recipe: Recipe, last: ir.Model | Path, verify: str) -> None:
+        """Compare the last model, or the file it was written to, with the first."""
+        if self.first is None:
+            return
+        self.last = self.engine.prepare(last)
+        if verify != "off":
+            found = compare(
+                self.first, self.last, self.samples, tolerance=self.tolerance, random=self.samples.random
+            )
+            self.report.comparison = found
+            if self.steady and recipe.effect is Effect.EXACT and not found.exact:
+                raise BoundError(f"{recipe}: outputs differ: {_difference(found)}")
+        if self.judged is not None:
+            labels = self.judged.labels
+            self.report.metric = self.report.metric or ("agreement" if labels is None else "top1")
+            self.report.evaluation = compare(
+                self.first, self.last, self.judged, labels=labels, tolerance=self.tolerance
+            )
+
+
 def _check_request(
-    model: object,
-    output: str | Path | None,
-    verify: str | None,
-    metric: str | None,
-    evaluation: object,
-    recipe: Recipe,
+    recipe: Recipe, verify: str | None, metric: str | None, evaluation: object, seed: int, threads: int
 ) -> None:
     """Raise UsageError for what can be told to be wrong before the model is read."""
     if verify is not None and verify not in VERIFY:
         raise UsageError(f"verify is {verify!r}, expected one of {', '.join(VERIFY)}")
-    if metric is not None and metric not in METRICS:
-        raise UsageError(f"metric is {metric!r}, expected one of {', '.join(METRICS)}")
+    check_metric(metric)
     if metric is not None and evaluation is None:
-        raise UsageError(
-            f"{metric}: needs evaluation data{' with labels' if metric == 'top1' else ''}, none was given"
-        )
+        raise UsageError(f"{metric}: needs evaluation data, none was given")
     if not recipe.passes:
         raise UsageError("recipe: names no pass, expected at least one")
-    if output is None:
-        return
-    path = Path(output)
-    if (
-        isinstance(model, str | Path)
-        and path.exists()
-        and Path(model).exists()
-        and os.path.samefile(model, path)
-    ):
-        raise UsageError(f"{path}: is the input too, expected another file")
-    if path.is_dir():
-        raise UsageError(f"{path}: is a folder, expected a file")
-    if not path.parent.is_dir():
-        raise UsageError(f"{path}: its folder does not exist")
+    if seed < 0:
+        raise UsageError(f"seed is {seed}, expected 0 or more")
+    if not 0 <= threads <= MOST_THREADS:
+        raise UsageError(f"threads is {threads}, expected 0 to {MOST_THREADS}")
+
+
+def _check_targets(written: Sequence[str | Path | None], read: Sequence[Path | None]) -> None:
+    """Raise UsageError where a file can't be `written`, or is among those `read`."""
+    targets = [Path(each) for each in written if each is not None]
+    for path in targets:
+        if path.is_dir():
+            raise UsageError(f"{path}: is a folder, expected a file")
+        if not path.parent.is_dir():
+            raise UsageError(f"{path}: its folder does not exist")
+    if len({path.absolute() for path in targets}) < len(targets):
+        raise UsageError(f"{targets[0]}: is the report too, expected another file")
+    beside = [path.with_name(f"{path.name}.data") for path in targets]
+    for path in (*targets, *beside):
+        if path.exists() and any(each and each.exists() and path.samefile(each) for each in read):
+            raise UsageError(f"{path}: is read by this run too, expected another file")
+
+
+def _paths(*sources: object) -> Iterator[Path]:
+    """Yield the files among the sources of data."""
+    for each in sources:
+        if isinstance(each, str | Path):
+            yield split_slice(str(each))[0]
 
 
 def _read_data(
@@ -235,20 +325,36 @@ def _read_data(
         judged = load_data(evaluation, model, preprocess=preprocess, shapes=shapes, batch=CHECK_SAMPLES)
     if calibration is not None:
         return calibration, judged, calibration.take(CHECK_SAMPLES)
-    return (
-        calibration,
-        judged,
-        judged.take(1) if judged is not None else random_data(model, shapes=shapes, seed=seed),
-    )
+    if judged is not None:
+        return calibration, judged, judged.take(1)
+    return calibration, judged, random_data(model, shapes=shapes, seed=seed)
 
 
-def _run(each: Pass, model: ir.Model, context: Context) -> tuple[Step, ir.Model]:
-    began = time.perf_counter()
-    earlier = opset(model)
+def _data_notes(verify: str, *data: Data | None) -> Iterator[str]:
+    """Yield what a user must know of the data that outputs are compared on."""
+    if data[0] is not None and data[0].random and verify != "off":
+        yield RANDOM_WARNING
+    yield from dict.fromkeys(note for each in data if each is not None for note in each.notes)
+
+
+def _unmatched(model: ir.Model, context: Context) -> Iterator[str]:
+    """Yield a note for each pattern of layers to leave alone that matches none."""
+    names = {name for layer in layers(model, Context()) for name in (layer.name, layer.weight.name or "")}
+    for pattern in context.exclude:
+        if not any(re.fullmatch(pattern, name) for name in names):
+            yield f"exclude: {pattern!r} matches no layer"
+
+
+def _run(each: Pass, model: ir.Model, context: Context, report: Report) -> ir.Model:
+    began, earlier = time.perf_counter(), opset(model)
+    log.info("%s: starts", each)
     result = each.call(model, context)
     if opset(result.model) != earlier:
-        result.changed("model", f"opset raised from {earlier} to {opset(result.model)}")
-    return Step(str(each), each.effect.value, time.perf_counter() - began, result.records), result.model
+        report.notes.append(f"{each.name}: opset raised from {earlier} to {opset(result.model)}")
+    seconds = time.perf_counter() - began
+    log.info("%s: done in %.2f s, %s", each, seconds, result.counts(True) or "nothing changed")
+    report.steps.append(Step(str(each), each.effect.value, seconds, result.records))
+    return result.model
 
 
 @contextmanager
@@ -260,29 +366,6 @@ def _naming(each: Pass) -> Iterator[None]:
         if str(error).startswith(f"{each.name}: "):
             raise
         raise type(error)(f"{each.name}: {error}") from error
-
-
-def _require_exact(
-    comparison: Comparison,
-    given: ir.Model | None,
-    current: ir.Model,
-    engine: Runtime,
-    samples: Data,
-    tolerance: Tolerance,
-) -> None:
-    """Raise BoundError, naming the first node that differs, where an EXACT pass changed the outputs."""
-    if given is None or comparison.exact:
-        return
-    node = first_difference(given, current, engine, next(iter(samples)), tolerance)
-    where = f", first at node {node}" if node else ""
-    raise BoundError(f"outputs differ: {_difference(comparison)}{where}")
-
-
-def _collapse(each: Pass, comparison: Comparison) -> Iterator[str]:
-    """Yield a warning where a pass changed so many predictions that the model may be of no use."""
-    kept = comparison.agreement
-    if kept is not None and kept < COLLAPSE and not comparison.random:
-        yield f"{each.name}: only {kept:.1%} of predictions stayed the same; milder options keep more"
 
 
 def _difference(comparison: Comparison) -> str:
@@ -307,17 +390,12 @@ def _stamp(model: ir.Model, recipe: Recipe, verify: str) -> None:
 
 
 def _size(model: ir.Model, size: int) -> Size:
-    """Count the elements of initializers and those that aren't zero; `size` is in bytes."""
+    """Count the elements of all tensors and those that aren't zero; `size` is in bytes."""
     parameters = nonzeros = 0
-    for graph in graphs(model):
-        if not isinstance(graph, ir.Graph):
-            continue
-        for value in graph.initializers.values():
-            tensor = value.const_value
-            if tensor is None or tensor.dtype is ir.DataType.STRING:
-                continue
+    for tensor in tensors(model):
+        if tensor.dtype is not ir.DataType.STRING:
             parameters += int(np.prod(tensor.shape.numpy(), dtype=np.int64))
             nonzeros += int(np.count_nonzero(tensor.numpy()))
-            if isinstance(tensor, MappedTensor):
-                tensor.release()
+        if isinstance(tensor, MappedTensor):
+            tensor.release()
     return Size(size, parameters, nonzeros)

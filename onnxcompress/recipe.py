@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -100,7 +100,13 @@ def as_recipe(passes: str | Recipe | Pass | Sequence[Pass | str]) -> Recipe:
         return Recipe.parse(passes)
     if isinstance(passes, Pass):
         return Recipe((passes,))
-    parts = [as_recipe(each) if isinstance(each, str) else Recipe((each,)) for each in passes]
+    if not isinstance(passes, Iterable):
+        raise UsageError(f"recipe: {passes!r} is no pass, expected recipe text or passes such as Prune()")
+    parts = []
+    for each in passes:
+        if not isinstance(each, str | Pass):
+            raise UsageError(f"recipe: {each!r} is no pass, expected recipe text or a pass such as Prune()")
+        parts.append(as_recipe(each) if isinstance(each, str) else Recipe((each,)))
     return Recipe(tuple(each for part in parts for each in part.passes))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from onnxcompress.base import Record
+from onnxcompress.base import Record, tally
 from onnxcompress.measure import Latency
 from onnxcompress.verify import Comparison
 
@@ -36,14 +36,6 @@ class Step:
     seconds: float
     records: list[Record]
     comparison: Comparison | None = None
-
-    def counts(self, changed: bool) -> dict[str, int]:
-        """Return how many layers were changed (or left), by what was done (or the reason)."""
-        counts: dict[str, int] = {}
-        for record in self.records:
-            if record.changed == changed:
-                counts[record.what] = counts.get(record.what, 0) + 1
-        return counts
 
 
 @dataclass
@@ -126,21 +118,29 @@ def tables(report: Report) -> Iterator[RenderableType]:
     from rich.table import Table
     from rich.text import Text
 
-    summary = Table("", "before", "after", "", title=report.output or report.source, title_justify="left")
+    summary = Table(
+        "", "before", "after", "", title=Text(report.output or report.source), title_justify="left"
+    )
     for column in summary.columns[1:3]:
         column.justify = "right"
     for row in figures(report):
-        summary.add_row(*row)
+        summary.add_row(*map(Text, row))
     yield summary
     passes = Table(
-        "pass", "effect", "did", "left", "outputs", title=f"recipe {report.recipe}", title_justify="left"
+        "pass",
+        "effect",
+        "did",
+        "left",
+        "outputs",
+        title=Text(f"recipe {report.recipe}"),
+        title_justify="left",
     )
     for step in report.steps:
         passes.add_row(
             Text(step.recipe),
             step.effect,
-            Text(_listed(step.counts(True)) or "nothing"),
-            Text(_listed(step.counts(False))),
+            Text(_listed(tally(step.records, True)) or "nothing"),
+            Text(_listed(tally(step.records, False))),
             likeness(step.comparison),
         )
     yield passes
@@ -169,10 +169,11 @@ def comparison_table(comparison: Comparison, metric: str | None = None) -> Rende
 def latency_table(rows: Sequence[tuple[str, Latency]]) -> RenderableType:
     """Return what `bench` prints: each model's median latency and its ratio to the first model's."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("model", "latency", "ratio (95 % interval)")
     for name, latency in rows:
-        table.add_row(name, milliseconds(latency.seconds), spread(latency))
+        table.add_row(Text(name), milliseconds(latency.seconds), spread(latency))
     return table
 
 

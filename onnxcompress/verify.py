@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
@@ -31,6 +31,11 @@ class Tolerance:
 
     rtol: float | None = None
     atol: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("rtol", self.rtol), ("atol", self.atol)):
+            if value is not None and not value >= 0:
+                raise UsageError(f"{name} is {value}, expected 0 or more")
 
     def allows(self, a: np.ndarray, b: np.ndarray) -> bool:
         """Return whether `b` is `a` [any shape] within the bounds, NaN and infinity at the same places."""
@@ -92,7 +97,8 @@ class Comparison:
     """How two models agree on data.
 
     `snr` (dB) and `cosine` are those of the output that agrees least, `agreement` the share of predictions
-    (arg max over the classes) that are the same, `top1` the accuracies of both where labels are known.
+    (arg max over the classes) that are the same, `top1` the accuracies of both where labels are known. Where
+    outputs of the first model hold NaN or infinity (`unsound`), the figures are those of the rest.
     """
 
     samples: int
@@ -106,18 +112,13 @@ class Comparison:
     predictions: int | None = None
     top1: tuple[float, float] | None = None
     random: bool = False
+    unsound: bool = False
 
-    def figure(self, metric: str) -> float | tuple[float, float] | None:
-        """Return the figure called `metric`, one of METRICS."""
-        found: float | tuple[float, float] | None = getattr(self, metric)
-        return found
 
-    def as_json(self) -> dict[str, object]:
-        """Return the figures as JSON takes them: infinite decibels become None."""
-        return {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in asdict(self).items()
-        }
+def check_metric(metric: str | None) -> None:
+    """Raise UsageError where `metric` is given and is none of METRICS."""
+    if metric is not None and metric not in METRICS:
+        raise UsageError(f"metric is {metric!r}, expected one of {', '.join(METRICS)}")
 
 
 @dataclass
@@ -144,7 +145,7 @@ def compare(
     output is missing, has another shape, or holds NaN or infinity that the first model's does not.
     """
     likeness: dict[str, Likeness] = {}
-    exact, samples, tally = True, 0, _Tally()
+    exact, unsound, samples, tally = True, False, 0, _Tally()
     for feeds in data:
         first, second = before.run(feeds), after.run(feeds)
         for name, a in first.items():
@@ -155,7 +156,8 @@ def compare(
                 raise BoundError(f"output {name}: has shape {list(b.shape)}, expected {list(a.shape)}")
             exact = exact and tolerance.allows(a, b)
             if a.dtype.kind in "fiub" or a.dtype.name == "bfloat16":
-                if _finite(a) and not _finite(b):
+                unsound = unsound or not _finite(a)
+                if newly_broken(a, b):
                     raise BoundError(f"output {name}: holds NaN or infinity, expected finite numbers")
                 likeness.setdefault(name, Likeness()).add(a, b)
         batch = _batch(feeds)
@@ -184,7 +186,13 @@ def compare(
         predictions=tally.seen or None,
         top1=(tally.hits[0] / tally.seen, tally.hits[1] / tally.seen) if labels is not None else None,
         random=random,
+        unsound=unsound,
     )
+
+
+def newly_broken(a: np.ndarray, b: np.ndarray) -> bool:
+    """Return whether `b` holds NaN or infinity and `a` [any shapes] does not."""
+    return _finite(a) and not _finite(b)
 
 
 def _finite(array: np.ndarray) -> bool:
@@ -197,9 +205,10 @@ def _batch(feeds: Mapping[str, np.ndarray]) -> int:
 
 
 def _classes(outputs: Mapping[str, np.ndarray]) -> str | None:
-    """Return the name of the first float output with a class axis: [batch, classes > 1, ...]."""
+    """Return the name of the first output with a class axis: [batch, classes > 1], floats of any rank."""
     for name, each in outputs.items():
-        if each.dtype.kind == "f" and each.ndim >= 2 and each.shape[1] > 1 and each.size:
+        kinds = "fiu" if each.ndim == 2 else "f"
+        if each.ndim >= 2 and each.dtype.kind in kinds and each.shape[1] > 1 and each.size:
             return name
     return None
 
@@ -251,9 +260,9 @@ def first_difference(
     after: ir.Model,
     runtime: Runtime,
     feeds: Mapping[str, np.ndarray],
-    tolerance: Tolerance,
+    differ: Callable[[np.ndarray, np.ndarray], bool],
 ) -> str | None:
-    """Return the first node of `after` whose output differs, or None where none can be told.
+    """Return the first node of `after` whose output does `differ` from `before`'s, or None.
 
     Values that both models name alike are compared; the place where they start to differ is found by
     bisection along `after`'s order of nodes, a run of both models a step.
@@ -271,10 +280,10 @@ def first_difference(
         name, node = makers[middle]
         a = runtime.prepare(before, [name]).run(feeds)[name]
         b = runtime.prepare(after, [name]).run(feeds)[name]
-        if tolerance.allows(a, b):
-            low = middle + 1
-        else:
+        if differ(a, b):
             found, high = node, middle - 1
+        else:
+            low = middle + 1
     if found is None:
         return None
     return f"{found.name or found.outputs[0].name} ({found.op_type})"

@@ -39,7 +39,8 @@ class OnnxRuntime:
 
     `threads` is the number of threads (0: one for each physical core), `optimise` whether the engine may
     rewrite the graph, `prepacking` whether it may keep weights in a layout of its own, `spinning` whether
-    idle threads wait busily. Without `optimise` and `prepacking` a file's external data stay mapped.
+    idle threads wait busily, `planning` whether memory is laid out for feeds of the first one's shapes
+    (faster, and more of it). Without `optimise` and `prepacking` a file's external data stay mapped.
     """
 
     name: ClassVar[str] = "onnxruntime"

@@ -29,7 +29,7 @@ from onnxcompress.model import (
     check,
     clone,
     convert_up,
-    external_bytes,
+    external_files,
     graphs,
     lazy,
     load,
@@ -619,12 +619,12 @@ def test_counts_bytes_without_reading_them(tmp_path: Path) -> None:
 
 def test_external_data_counts_where_it_is_used(tmp_path: Path) -> None:
     path = written(tmp_path, proto(TWO_LAYERS))
-    assert external_bytes(load(path), path) == 0
+    assert external_files(load(path), path) == {}
     path = written(tmp_path, proto(TWO_LAYERS), "external.onnx", external=True)
     data = tmp_path / "external.onnx.bin"
     used = (64 * 64 + 64) * 4
     data.write_bytes(data.read_bytes() + bytes(1000))
-    assert external_bytes(load(path), path) == used
+    assert external_files(load(path), path) == {data: used}
     out = tmp_path / "out.onnx"
     assert save(load(path), out) == out.stat().st_size
     size = save(load(path), out, external_data=True)

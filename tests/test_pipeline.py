@@ -193,11 +193,11 @@ def test_the_report_is_plain_json() -> None:
     [
         ({"verify": "maybe"}, "verify is 'maybe', expected one of each, end, off"),
         ({"metric": "f1"}, "metric is 'f1', expected one of top1"),
-        ({"output": LENET}, "is the input too"),
+        ({"output": LENET}, "is read by this run too"),
         ({"output": TESTDATA}, "is a folder, expected a file"),
         ({"output": TESTDATA / "none" / "out.onnx"}, "its folder does not exist"),
         ({"runtime": "tflite"}, "tflite: no such runtime"),
-        ({"metric": "top1"}, "top1: needs evaluation data with labels"),
+        ({"metric": "top1"}, "top1: needs evaluation data, none was given"),
         ({"exclude": ["("]}, r"exclude: '\(' is no regular expression"),
     ],
 )

@@ -1,5 +1,6 @@
 """What a model's inputs take, and whether an array is that."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -11,6 +12,9 @@ from onnxcompress.model import signature
 
 Feeds = dict[str, np.ndarray]
 Dims = tuple[int | str | None, ...]
+
+
+MOST_ELEMENTS = 2**31  # of an input whose shape a user gives
 
 
 @dataclass(frozen=True)
@@ -64,19 +68,22 @@ class Input:
 def inputs_of(model: ir.Model, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Input]:
     """Return the inputs of `model` by name, their dims fixed to `shapes` where it has them.
 
-    UsageError where `shapes` names no input or contradicts the model, CompressError where an input is no
-    tensor.
+    The name "" stands for the only input. UsageError where `shapes` names no input or contradicts the model,
+    CompressError where an input is no tensor.
     """
     found = {}
     for each in signature(model).inputs:
         if each.dtype is None or each.dtype is ir.DataType.UNDEFINED:
             raise CompressError(f"{each.name}: the input is not a tensor, expected tensors only")
         found[each.name] = Input(each.name, each.dtype, each.shape)
-    for name, shape in shapes.items():
+    for given, shape in shapes.items():
+        name = next(iter(found)) if not given and len(found) == 1 else given
         if name not in found:
             raise UsageError(unknown("input", name, found))
         if not found[name].takes(shape):
             raise UsageError(f"{name}: shape {list(shape)} was given, the model's is {found[name].expected}")
+        if math.prod(shape) > MOST_ELEMENTS:
+            raise UsageError(f"{name}: shape {list(shape)} was given, expected at most 2^31 elements")
         found[name] = Input(name, found[name].dtype, tuple(shape))
     return found
 

@@ -23,6 +23,7 @@ from onnxcompress.model.sparse import SparseTensor as SparseTensor
 from onnxcompress.model.storage import put_in_line, tensor_bytes, write_header
 from onnxcompress.model.writing import IN_LINE_LIMIT as IN_LINE_LIMIT
 from onnxcompress.model.writing import save as save
+from onnxcompress.model.writing import write_text as write_text
 
 
 @dataclass(frozen=True)
@@ -155,15 +156,21 @@ def to_proto(model: ir.Model, apart: Container[str] = ()) -> onnx.ModelProto:
     return light
 
 
-def external_bytes(model: ir.Model, path: str | Path) -> int:
-    """Return the bytes of external data that `model`, loaded from the file `path`, refers to."""
+def external_files(model: ir.Model, path: str | Path) -> dict[Path, int]:
+    """Return the files with external data of `model`, loaded from `path`, and the bytes used of each."""
     used: dict[Path, set[tuple[int, int]]] = {}
     own = Path(path).absolute()
     for tensor, _ in protos.places(model):
         for part in (tensor.values, tensor.indices) if isinstance(tensor, SparseTensor) else (tensor,):
             if isinstance(part, MappedTensor) and part.file.path != own:
                 used.setdefault(part.file.path, set()).add((part.offset, part.offset + part.nbytes))
-    return sum(map(_covered, used.values()))
+    return {file: _covered(ranges) for file, ranges in used.items()}
+
+
+def tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    """Yield every tensor of `model`, initializers and attributes of all graphs; a shared one once."""
+    seen = {id(tensor): tensor for tensor, _ in protos.places(model)}
+    yield from seen.values()
 
 
 def _covered(ranges: set[tuple[int, int]]) -> int:

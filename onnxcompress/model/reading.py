@@ -65,6 +65,8 @@ def load(source: str | Path | onnx.ModelProto | ir.Model) -> ir.Model:
         return _from_model(source)
     if isinstance(source, onnx.ModelProto):
         return _from_proto(source, Files(), "model")
+    if not isinstance(source, str | Path) or not str(source):
+        raise UsageError(f"model: {source!r} is none, expected a path, a ModelProto or an onnx_ir model")
     path = Path(source)
     proto, file = parse(path)
     return _from_proto(proto, Files(file.path.parent, file), path.name)

@@ -70,6 +70,15 @@ def save(
     return total
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write `text` to the file `path`, replacing it whole; CompressError where the disk is full."""
+    path = Path(path)
+    _check_target(path)
+    with _folder_beside(path) as folder, _said(path):
+        (folder / path.name).write_text(text, encoding="utf-8")
+        os.replace(folder / path.name, path)
+
+
 def _check_target(path: Path) -> None:
     if not path.parent.is_dir():
         raise UsageError(f"{path}: the folder {path.parent} does not exist")
