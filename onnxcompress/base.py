@@ -150,6 +150,11 @@ class Result:
         """Record that `layer` was left as it is, and why."""
         return self._record(layer, False, reason, numbers)
 
+    def left_all(self, layers: Iterable[Named], reason: str, **numbers: Number) -> None:
+        """Record that each of `layers` was left as it is, and why."""
+        for layer in layers:
+            self.left(layer, reason, **numbers)
+
     def _record(self, layer: Named | str, changed: bool, what: str, numbers: dict[str, Number]) -> Record:
         name = layer if isinstance(layer, str) else layer.name or ""
         self.records.append(Record(name, changed, what, numbers))

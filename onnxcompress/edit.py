@@ -1,6 +1,7 @@
 """Adding constants and nodes to a model, under names that are not taken."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import onnx_ir as ir
@@ -108,6 +109,16 @@ def substitute(output: ir.Value, value: ir.Value) -> None:
     ir.convenience.replace_all_uses_with(output, value, replace_graph_outputs=True)
     value.name, output.name = output.name, None
     producer.graph.remove(producer, safe=True)
+
+
+@contextmanager
+def same_ports(model: ir.Model) -> Iterator[None]:
+    """Give the inputs and outputs of the main graph, by name, the types and shapes again that they had."""
+    graph = model.graph
+    before = {value.name: (value.type, value.shape) for value in (*graph.inputs, *graph.outputs)}
+    yield
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        value.type, value.shape = before.get(value.name, (value.type, value.shape))
 
 
 def home(value: ir.Value) -> ir.Graph:

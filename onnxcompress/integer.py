@@ -26,7 +26,17 @@ class Integers:
 
     edit: Edit
     _activations: dict[tuple[ir.Value, ir.Graph | None], ir.Node] = field(default_factory=dict)
-    _zeros: dict[tuple[int, ...], ir.Value] = field(default_factory=dict)
+    _constants: dict[tuple[ir.Graph, str, tuple[int, ...], bytes], ir.Value] = field(default_factory=dict)
+
+    def constant(self, graph: ir.Graph, wanted: str, content: np.ndarray) -> ir.Value:
+        """Return a constant of `graph` that holds `content`, which calls with equal content share.
+
+        For scales and zero points, many of which are alike.
+        """
+        key = (graph, content.dtype.str, content.shape, content.tobytes())
+        if key not in self._constants:
+            self._constants[key] = self.edit.constant(graph, wanted, content)
+        return self._constants[key]
 
     def store(self, readers: list[Layer], dynamic: bool, per_channel: bool) -> list[Layer]:
         """Keep the weight that all of `readers` read as int8; return those that multiply integers.
@@ -61,28 +71,24 @@ class Integers:
 
         def integers(weight: np.ndarray) -> np.ndarray:
             steps = to_int8(weight, scale)
-            return steps.T if turn else steps
+            return np.ascontiguousarray(steps.T) if turn else steps
 
         shape = tuple(reversed(dims)) if turn else dims
         content = lazy(tensor, integers, dtype=ir.DataType.INT8, shape=shape)
         return self.edit.constant(home(value), f"{value.name}_int8", content)
 
     def zeros(self, shape: ir.Shape | None) -> ir.Value:
-        """Return an int8 constant of the main graph that holds zeros, made once: the zero points of weights.
+        """Return an int8 constant of the main graph that holds zeros: the zero points of weights.
 
         They may be left out by the standard, but onnxruntime's rule for Gemm wants them.
         """
         assert shape is not None
-        dims = tuple(shape.numpy())
-        if dims not in self._zeros:
-            graph = self.edit.model.graph
-            self._zeros[dims] = self.edit.constant(graph, "zero_points", np.zeros(dims, np.int8))
-        return self._zeros[dims]
+        return self.constant(self.edit.model.graph, "zero_points", np.zeros(tuple(shape.numpy()), np.int8))
 
     def expand(self, value: ir.Value, stored: ir.Value, scale: np.ndarray, dtype: ir.DataType) -> None:
         """Let all that reads `value` read ``stored * scale`` instead."""
         graph = home(value)
-        steps = self.edit.constant(graph, f"{value.name}_scale", scale)
+        steps = self.constant(graph, f"{value.name}_scale", scale)
         attribute = {"to": int(_FLOAT)}
         cast = self.edit.node(
             "Cast", [stored], f"{value.name}_cast", attribute, dtype=_FLOAT, shape=stored.shape
@@ -120,7 +126,7 @@ class Integers:
         assert node.inputs[0] is not None
         alpha = node.attributes.get_float("alpha", 1.0)
         columns = scale.reshape(-1) if len(layer.shape) == 2 else scale  # [n], or [..., 1, n] for a stack
-        steps = edit.constant(graph, f"{name}_scale", (columns * np.float32(alpha)).astype(np.float32))
+        steps = self.constant(graph, f"{name}_scale", (columns * np.float32(alpha)).astype(np.float32))
         quantized, its_scale, zero_point = self._quantized(node.inputs[0], graph).outputs
         sums = edit.node(
             "MatMulInteger", [quantized, stored, zero_point], f"{name}_sums", dtype=ir.DataType.INT32
@@ -132,7 +138,7 @@ class Integers:
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         beta = node.attributes.get_float("beta", 1.0)
         if bias is not None and beta != 1.0:
-            factors = edit.constant(graph, f"{name}_beta", np.asarray(beta, np.float32))
+            factors = self.constant(graph, f"{name}_beta", np.asarray(beta, np.float32))
             nodes.append(edit.node("Mul", [bias, factors], f"{name}_bias", dtype=_FLOAT))
             bias = nodes[-1].outputs[0]
         if bias is not None:

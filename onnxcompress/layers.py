@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -24,6 +25,17 @@ _POSITIONS = {
     "RNN": (1, 2),
     "Gather": (0,),
 }
+_NEVER_ACTIVATIONS = ("Conv", "ConvTranspose", "LSTM", "GRU", "RNN")  # others multiply activations, too
+_RANDOM = (
+    "Bernoulli",
+    "Dropout",
+    "Multinomial",
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+)
+_BODIES = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.BFLOAT16)
 
 
@@ -147,56 +159,129 @@ def finite(weight: np.ndarray, name: str | None) -> np.ndarray:
 def layers(model: ir.Model, context: Context) -> Iterator[Layer]:
     """Yield every layer with a float weight, graph by graph (subgraphs and functions included) in node order.
 
-    A layer that must stay as it is comes with its refusal: excluded by the context, weight computed at run
-    time, weight that callers may override, or weight tied to an earlier layer and changed there.
+    A layer that must stay as it is comes with its refusal: it or one that shares its weight is excluded by
+    the context, its weight is computed or may be overridden by callers, it is a product of constants, or its
+    weight is tied to an earlier layer and changed there. Activations multiplied by one another are no layer.
     """
-    owners: dict[ir.Value, str] = {}
+    refusals: dict[ir.Value, dict[Layer, str | None]] = {}
+    found = list(_found(model))
+    for readers, reason in _groups(found, context, ""):
+        tied = f"tied to {readers[0].name}, done there"
+        told = refusals.setdefault(readers[0].weight, {})
+        told.update((layer, reason or (tied if layer is not readers[0] else None)) for layer in readers)
+    for layer in found:
+        yield replace(layer, refusal=refusals[layer.weight][layer])
+
+
+def by_weight(
+    model: ir.Model, context: Context, exclude: str = ""
+) -> Iterator[tuple[list[Layer], str | None]]:
+    """Yield the layers of :func:`layers`, those that share a weight together, and why they must stay or None.
+
+    Where `context` or the pattern `exclude` excludes one of the readers of a weight, all of them must stay.
+    """
+    yield from _groups(_found(model), context, exclude)
+
+
+def _groups(
+    found: Iterable[Layer], context: Context, exclude: str
+) -> Iterator[tuple[list[Layer], str | None]]:
+    groups: dict[ir.Value, list[Layer]] = {}
+    for layer in found:
+        groups.setdefault(layer.weight, []).append(layer)
+    for weight, readers in groups.items():
+        excluded = [layer for layer in readers if context.excludes(layer.name, exclude)]
+        if context.excludes(weight.name or "") or len(excluded) == len(readers):
+            yield readers, "excluded"
+        elif excluded:
+            yield readers, "its weight is shared with an excluded layer"
+        else:
+            yield from (([layer], layer.refusal) for layer in readers if layer.refusal)
+            if free := [layer for layer in readers if not layer.refusal]:
+                yield free, None
+
+
+class _Origin(NamedTuple):
+    """A constant, or what is computed from constants: its dtype, and if it is stored in 8 bits or fewer."""
+
+    dtype: ir.DataType | None
+    quantized: bool = False
+
+
+def _found(model: ir.Model) -> Iterator[Layer]:
+    """Yield every layer with a float weight, with the refusal that lies in the node itself."""
+    computed: dict[ir.Value, _Origin] = {}  # nodes come in topological order, outer graphs before inner ones
     for graph in graphs(model):
         for node in graph:
             if node.domain not in ("", "ai.onnx"):
                 continue
-            for position in _POSITIONS.get(node.op_type, ()):
-                value = node.inputs[position] if position < len(node.inputs) else None
-                if value is None:
-                    continue
-                if constant(value) is None and value.is_initializer():  # an initializer callers may override
-                    yield Layer(
-                        node, position, "its weight is also a graph input, which callers may override"
-                    )
-                    continue
-                if constant(value) is None:
-                    if maker := _maker(node, value):
-                        yield Layer(node, position, maker)
-                    continue
-                layer = Layer(node, position)
-                if layer.tensor.dtype not in _FLOATS:
-                    continue
-                refusal = None
-                if context.excludes(layer.name) or context.excludes(value.name or ""):
-                    refusal = "excluded"
-                elif value in owners:
-                    refusal = f"tied to {owners[value]}, done there"
-                owners.setdefault(value, layer.name)
-                yield Layer(node, position, refusal)
+            found = [
+                Layer(node, position, reason or None)
+                for position in _POSITIONS.get(node.op_type, ())
+                if (reason := _reason(node, position, computed)) is not None
+            ]
+            origin = _computed(node, computed)
+            if len(found) == 2 and node.op_type in ("MatMul", "Gemm"):  # a node is one layer
+                free = [layer for layer in found if not layer.refusal]
+                found = [Layer(node, 1, "constant: simplify folds it")] if origin else (free or found)[-1:]
+            yield from found
+            if origin is not None:
+                computed.update(dict.fromkeys(node.outputs, origin))
 
 
-def _maker(node: ir.Node, value: ir.Value) -> str | None:
-    """Return as a refusal what computes `value`, a weight of `node`; None where it may be an activation."""
-    last = value.producer()
-    if last is None:
+def _reason(node: ir.Node, position: int, computed: Mapping[ir.Value, _Origin]) -> str | None:
+    """Return why the weight that `node` reads at `position` must stay, "" if it mustn't; None: no weight."""
+    value = node.inputs[position] if position < len(node.inputs) else None
+    if value is None:
         return None
-    first = last.inputs[0].producer() if last.op_type == "Mul" and last.inputs[0] is not None else last
-    stored = constant(first.inputs[0]) if first is not None and first.inputs else None
-    if first is not None and first.op_type in ("DequantizeLinear", "Cast") and stored is not None:
+    tensor, maker, origin = constant(value), value.producer(), computed.get(value)
+    if tensor is not None:
+        return "" if tensor.dtype in _FLOATS else None
+    if value.is_initializer():
+        return "its weight is also a graph input, which callers may override"
+    if maker is None or (origin is None and node.op_type not in _NEVER_ACTIVATIONS):
+        return None
+    if origin is not None and origin.quantized:
         return "already quantized"
-    computed = node.op_type in (
-        "Conv",
-        "ConvTranspose",
-        "LSTM",
-        "GRU",
-        "RNN",
-    )  # others multiply activations, too
-    return f"its weight is computed by {last.op_type}" if computed else None
+    if origin is not None and origin.dtype not in _FLOATS:
+        return None
+    return f"its weight is computed by {maker.op_type}"
+
+
+def _computed(node: ir.Node, computed: Mapping[ir.Value, _Origin]) -> _Origin | None:
+    """Return what `node` computes from constants alone; None where it doesn't."""
+    kind = node.outputs[0].dtype if node.outputs else None
+    if node.op_type == "Constant":
+        (name,) = list(node.attributes) or [""]
+        if constant(node.outputs[0]) is not None or node.attributes[name].is_ref():
+            return None
+        return _Origin(ir.DataType.FLOAT if name.startswith("value_float") else kind)
+    if node.op_type in _RANDOM or any(each.type in _BODIES for each in node.attributes.values()):
+        return None
+    origins = []
+    for value in node.inputs:
+        tensor = constant(value)
+        origin = _Origin(tensor.dtype) if tensor is not None else computed.get(value) if value else None
+        if value is not None and origin is None:
+            return None
+        if origin is not None:
+            origins.append(origin)
+    if not origins:
+        return None
+    first, quantized = origins[0].dtype, origins[0].quantized
+    if node.op_type == "Cast":
+        small = first is not None and first != ir.DataType.BOOL and first.bitwidth <= 8
+        return _Origin(ir.DataType(node.attributes.get_int("to", 0)), quantized or small)
+    if node.op_type in ("ArgMax", "ArgMin", "NonZero", "Shape", "Size"):
+        return _Origin(ir.DataType.INT64)
+    if node.op_type == "ConstantOfShape":
+        filler = node.attributes.get("value")
+        return _Origin(filler.as_tensor().dtype if filler is not None else ir.DataType.FLOAT)
+    if node.op_type == "DequantizeLinear":
+        return _Origin(kind or ir.DataType.FLOAT, True)
+    if node.op_type in ("Add", "Div", "Mul", "Sub"):
+        quantized = any(origin.quantized for origin in origins)
+    return _Origin(kind or first, quantized)
 
 
 def constant(value: ir.Value | None) -> ir.TensorProtocol | None:

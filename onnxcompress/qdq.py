@@ -82,7 +82,7 @@ def _scales(integers: Integers, placement: Placement, ranges: Mapping[str, Range
         scale, zero_point = activation_scale(low, high)
         graph = integers.edit.model.graph
         held = tuple(
-            integers.edit.constant(graph, f"{group.name}_{kind}", content)
+            integers.constant(graph, f"{group.name}_{kind}", content)
             for kind, content in (("scale", scale), ("zero_point", zero_point))
         )
         made[group] = _Scale(scale, zero_point, (held[0], held[1]))
@@ -131,7 +131,7 @@ def _weigh(
     for layer, bias in biases.items():
         own = (steps * np.float32(_alpha(layer))).astype(np.float32)
         layer.node.attributes.pop("alpha", None)
-        its_scale = edit.constant(graph, f"{layer.name}_weight_scale", own)
+        its_scale = integers.constant(graph, f"{layer.name}_weight_scale", own)
         _dequantize(integers, layer, 1, stored, its_scale, axis if per_channel else None)
         if len(layer.node.inputs) > 2 and layer.node.inputs[2] is not None and bias is not None:
             _put_bias(integers, layer, bias, own * inputs[layer])
@@ -145,7 +145,7 @@ def _put_bias(integers: Integers, layer: Layer, bias: np.ndarray, scale: np.ndar
     edit, old = integers.edit, layer.node.inputs[2]
     graph = edit.model.graph
     stored = edit.constant(graph, f"{layer.name}_bias_int32", to_int32(bias, scale))
-    its_scale = edit.constant(graph, f"{layer.name}_bias_scale", np.asarray(scale, np.float32))
+    its_scale = integers.constant(graph, f"{layer.name}_bias_scale", np.asarray(scale, np.float32))
     layer.node.attributes.pop("beta", None)
     _dequantize(integers, layer, 2, stored, its_scale, 0 if scale.ndim else None)
     assert old is not None

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcompress.base import Context, Effect, Pass, Record, Result, option
-from onnxcompress.layers import Layer, layers
+from onnxcompress.layers import Layer, by_weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,49 +41,50 @@ class Prune(Pass):
         """Prune `model` in place."""
         result = Result(model)
         chosen = []
-        for layer in layers(model, context):
-            if reason := self.refusal(layer, context):
-                result.left(layer, reason)
+        for readers, reason in by_weight(model, context, self.exclude):
+            if reason := reason or self.refusal(readers):
+                result.left_all(readers, reason)
             else:
-                chosen.append(layer)
+                chosen.append(readers)
         if self.scope == "global" and chosen:
             self.prune_together(chosen, result)
         else:
             self.prune_apart(chosen, result)
         return result
 
-    def refusal(self, layer: Layer, context: Context) -> str | None:
-        """Return why `layer` must stay, or None."""
-        if layer.refusal:
-            return layer.refusal
-        if context.excludes(layer.name, self.exclude):
-            return "excluded"
-        if layer.op == "Gather":
+    def refusal(self, readers: list[Layer]) -> str | None:
+        """Return why the weight that `readers` share must stay, or None."""
+        if any(layer.op == "Gather" for layer in readers):
             return "a look-up table, not a linear layer"
-        return "too small" if layer.size < self.min_size else None
+        return "too small" if readers[0].size < self.min_size else None
 
-    def prune_apart(self, chosen: Iterable[Layer], result: Result) -> None:
-        """Zero the same share of every layer."""
-        for layer in chosen:
+    def prune_apart(self, chosen: Iterable[list[Layer]], result: Result) -> None:
+        """Zero the same share of every weight."""
+        for readers in chosen:
+            layer = readers[0]
             weight = layer.value()
             count, zeros = int(self.sparsity * layer.size), layer.size - int(np.count_nonzero(weight))
             if zeros >= count:
-                result.left(layer, "sparse enough already", zeros=zeros, size=layer.size)
+                result.left_all(readers, "sparse enough already", zeros=zeros, size=layer.size)
                 continue
             cut = smallest(weight, count)
             record = result.changed(layer, "pruned", sparsity=self.sparsity, size=layer.size)
             layer.replace_weight(partial(zero_up_to, cut=cut), count_zeros(record))
+            result.left_all(readers[1:], f"tied to {layer.name}, done there")
 
-    def prune_together(self, chosen: list[Layer], result: Result) -> None:
-        """Zero what lies at or under one threshold in all layers."""
-        threshold = shared_threshold(chosen, self.sparsity)
-        for layer in chosen:
+    def prune_together(self, chosen: list[list[Layer]], result: Result) -> None:
+        """Zero what lies at or under one threshold in all weights."""
+        threshold = shared_threshold([readers[0] for readers in chosen], self.sparsity)
+        for readers in chosen:
+            layer = readers[0]
             weight = layer.value()
             if np.count_nonzero(zero_up_to(weight, Cut(threshold))) == np.count_nonzero(weight):
-                result.left(layer, "nothing under the global threshold", threshold=threshold, size=layer.size)
+                numbers = {"threshold": threshold, "size": layer.size}
+                result.left_all(readers, "nothing under the global threshold", **numbers)
                 continue
             record = result.changed(layer, "pruned", threshold=threshold, size=layer.size)
             layer.replace_weight(partial(zero_up_to, cut=Cut(threshold)), count_zeros(record))
+            result.left_all(readers[1:], f"tied to {layer.name}, done there")
 
 
 @dataclass(frozen=True)

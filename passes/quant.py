@@ -9,12 +9,12 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from onnxcompress.base import Context, Effect, Need, Pass, Result, option
-from onnxcompress.calibrate import METHODS, calibrate
-from onnxcompress.edit import Edit
+from onnxcompress.calibrate import METHODS, Range, calibrate
+from onnxcompress.edit import Edit, same_ports
 from onnxcompress.errors import UsageError
 from onnxcompress.folding import fold_batch_norms
 from onnxcompress.integer import DYNAMIC_OPSET, Integers, multiplies_integers
-from onnxcompress.layers import Layer, constant, layers
+from onnxcompress.layers import Layer, by_weight, constant
 from onnxcompress.model import convert_up
 from onnxcompress.placement import STATIC_OPSET, place
 from onnxcompress.qdq import refusal, write
@@ -75,7 +75,12 @@ class Quant(Pass):
         if static:
             self._check(context)
         self._prepare(model, context, result, static, dynamic)
-        groups = self._by_weight(model, context, result)
+        groups = []
+        for readers, reason in by_weight(model, context, self.exclude):
+            if reason is None:
+                groups.append(readers)
+            for layer in readers if reason else ():
+                result.left(layer, reason or "")
         integers = Integers(Edit(model))
         if static:
             groups = self._compute(model, context, result, integers, groups)
@@ -92,14 +97,17 @@ class Quant(Pass):
         self, model: ir.Model, context: Context, result: Result, static: bool, dynamic: bool
     ) -> None:
         """Raise the opset to what the integer operators need, and fold what follows layers into them."""
-        candidates = [layer for layer in layers(model, context) if not layer.refusal]
+        groups = by_weight(model, context, self.exclude)
+        candidates = [layer for readers, reason in groups if reason is None for layer in readers]
         needed = STATIC_OPSET if static else 0
-        if dynamic and any(multiplies_integers(layer) for layer in candidates):
+        if dynamic and any(multiplies_integers(each) and each.size >= self.min_size for each in candidates):
             needed = DYNAMIC_OPSET
-        if candidates and convert_up(model, needed):
-            result.changed("model", f"converted to opset {needed}")
-        if static and candidates:
-            ShapeInferencePass()(model)  # what MatMuls become depends on the shape of their input
+        if not candidates:
+            return
+        convert_up(model, needed)
+        if static:
+            with same_ports(model):
+                ShapeInferencePass()(model)  # what MatMuls become depends on the shape of their input
             for name in fold_batch_norms(model, context, self.exclude):
                 result.changed(name, "what follows folded in")
 
@@ -107,21 +115,22 @@ class Quant(Pass):
         self, model: ir.Model, context: Context, result: Result, integers: Integers, groups: list[list[Layer]]
     ) -> list[list[Layer]]:
         """Make what can compute with integers do so; return the layers that are left, by weight."""
-        able, rest = [], []
+        able, rest, done = [], [], []
         for readers in groups:
-            fit = [layer for layer in readers if refusal(layer, model.graph) is None]
-            fit = [layer for layer in fit if layer.channel_axes == fit[0].channel_axes]
-            if fit:
-                able.append(fit)
-                for layer in readers:
-                    what = "computes with int8" if layer in fit else "stored as int8"
-                    result.changed(layer, what, size=layer.size)
-            else:
+            reasons = {layer: refusal(layer, model.graph) for layer in readers}
+            fit = [layer for layer in readers if reasons[layer] is None]
+            if not fit:
                 rest.append(readers)
+                continue
+            for layer in fit:
+                if layer.channel_axes != fit[0].channel_axes:
+                    reasons[layer] = f"{fit[0].name} has the channels of their weight along another axis"
+            able.append([layer for layer in fit if reasons[layer] is None])
+            done += [(layer, reason, layer.size) for layer, reason in reasons.items()]
         placement = place(model.graph, {layer.node: layer for fit in able for layer in fit})
-        for node in placement.gaps():
-            result.left(node.name or node.op_type, f"no 8-bit {node.op_type}")
+        gaps = list(placement.gaps())
         names = [value.name or "" for value in placement.observed() if constant(value) is None]
+        ranges: dict[str, Range] = {}
         if names and context.calibration is not None and context.runtime is not None:
             ranges = calibrate(
                 model,
@@ -132,7 +141,11 @@ class Quant(Pass):
                 percentile=self.percentile,
                 progress=context.progress,
             )
-            write(integers, placement, able, ranges, self.per_channel)
+        write(integers, placement, able, ranges, self.per_channel)
+        for layer, reason, size in done:
+            result.changed(layer, f"stored as int8, {reason}" if reason else "computes with int8", size=size)
+        for node in gaps:
+            result.left(node.name or node.op_type, f"no 8-bit {node.op_type}")
         return rest
 
     def _store(
@@ -149,20 +162,3 @@ class Quant(Pass):
         for layer, reason in zip(readers, reasons, strict=True):
             what = "multiplied as int8" if layer in products else f"stored as int8{reason}"
             result.changed(layer, what, size=size)
-
-    def _by_weight(self, model: ir.Model, context: Context, result: Result) -> list[list[Layer]]:
-        """Return the layers to quantize, those that share a weight together; record why others are left."""
-        groups: dict[ir.Value, list[Layer]] = {}
-        for layer in layers(model, context):
-            groups.setdefault(layer.weight, []).append(layer)
-        found = []
-        for readers in groups.values():
-            reason = readers[0].refusal
-            if any(context.excludes(each.name, self.exclude) for each in readers):
-                reason = "excluded" if len(readers) == 1 else "its weight is shared with an excluded layer"
-            if reason:
-                for layer in readers:
-                    result.left(layer, reason)
-            else:
-                found.append(readers)
-        return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,8 +11,10 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from onnxcompress.base import Context, Effect, Pass, Result, option
+from onnxcompress.edit import drop, replace_uses, same_ports, substitute
 from onnxcompress.errors import CompressError
-from onnxcompress.model import IN_LINE_LIMIT, graphs, load, to_proto, weight_bytes
+from onnxcompress.layers import constant
+from onnxcompress.model import IN_LINE_LIMIT, MappedTensor, graphs, load, to_proto, weight_bytes
 
 # Expand, Tile and ConstantOfShape stay nodes where folding them would store more than this.
 FOLD_LIMIT = "1KB"
@@ -33,9 +36,9 @@ class Simplify(Pass):
     Before: ``b = BatchNormalization(Conv(x, W), ...); y = Identity(b)``
     After:  ``y = Conv(x, W', bias)``
 
-    onnxsim does the first half and onnx_ir's clean-up the second. Constants that are cheap to compute and
-    large to store stay computed. A model above 2 GB gets the clean-up alone: onnxsim needs it in one protobuf
-    message. Source: the onnxsim and onnx_ir projects.
+    onnxsim does the first half, a clean-up with parts of onnx_ir's the second. Constants that are cheap to
+    compute and large to store stay computed. A model above 2 GB gets the clean-up alone: onnxsim needs it in
+    one protobuf message. Source: the onnxsim and onnx_ir projects.
     """
 
     name: ClassVar[str] = "simplify"
@@ -47,22 +50,16 @@ class Simplify(Pass):
         """Simplify `model` in place."""
         result = Result(model)
         before = census(model)
-        if not self.fold:
-            result.left("model", "folding is switched off")
-        elif weight_bytes(model) > IN_LINE_LIMIT:
-            result.left("model", "above 2 GB, so cleaned up without folding")
-        else:
-            replace_contents(model, folded(model))
-        for clean in (
-            common.LiftConstantsToInitializersPass(),
-            common.IdentityEliminationPass(),
-            common.CommonSubexpressionEliminationPass(),
-            common.DeduplicateHashedInitializersPass(),
-            common.RemoveUnusedNodesPass(),
-            common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
-            common.RemoveUnusedOpsetsPass(),
-        ):
-            clean(model)
+        with same_ports(model):
+            if not self.fold:
+                result.left("model", "folding is switched off")
+            elif weight_bytes(model) > IN_LINE_LIMIT:
+                result.left("model", "above 2 GB, so cleaned up without folding")
+            elif name := packed_weight(model):
+                result.left(name, "stored as integers, which folding would make floats again")
+            else:
+                replace_contents(model, folded(model))
+            clean_up(model)
         after = census(model)
         for kind in sorted(before.keys() | after.keys()):
             if before[kind] != after[kind]:
@@ -72,6 +69,84 @@ class Simplify(Pass):
         if not result.modified:
             result.left("model", "nothing to simplify")
         return result
+
+
+def packed_weight(model: ir.Model) -> str | None:
+    """Return the name of a weight that is stored in 8 bits or fewer and cast when it is read, or None."""
+    for graph in graphs(model):
+        for node in graph:
+            tensor = constant(node.inputs[0]) if node.op_type == "Cast" else None
+            if tensor is not None and tensor.dtype.is_integer() and tensor.dtype.bitwidth <= 8:
+                return node.inputs[0].name if node.inputs[0] is not None else None
+    return None
+
+
+def clean_up(model: ir.Model) -> None:
+    """Drop from `model` what nothing reads, merge what is there twice, and make initializers of constants."""
+    common.LiftConstantsToInitializersPass()(model)
+    drop_identities(model)
+    if all(map(comparable, model.graph)):
+        common.CommonSubexpressionEliminationPass()(model)
+    merge_initializers(model)
+    common.RemoveUnusedNodesPass()(model)
+    common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
+    common.RemoveUnusedOpsetsPass()(model)
+
+
+def drop_identities(model: ir.Model) -> None:
+    """Drop each Identity of `model` whose readers can read its input instead.
+
+    It stays where it is an output of its graph and its input is another one, or comes from outside the graph.
+    """
+    for graph in graphs(model):
+        for node in graph:
+            if node.op_type != "Identity" or node.domain not in ("", "ai.onnx") or node.inputs[0] is None:
+                continue
+            given, output = node.inputs[0], node.outputs[0]
+            maker = given.producer()
+            if not output.is_graph_output():
+                replace_uses(output, given)
+                graph.remove(node, safe=True)
+            elif maker is not None and maker.graph is node.graph and not given.is_graph_output():
+                substitute(output, given)
+
+
+def comparable(node: ir.Node) -> bool:
+    """Return whether onnx_ir can tell if another node does the same as `node`."""
+    kinds = ir.AttributeType
+    plain = (kinds.INT, kinds.INTS, kinds.FLOAT, kinds.FLOATS, kinds.STRING, kinds.STRINGS, kinds.TENSOR)
+    bodies = (kinds.GRAPH, kinds.GRAPHS)
+    fits = all(attribute.type in (*plain, *bodies) for attribute in node.attributes.values())
+    return fits and node.op_type != "Bernoulli"  # which it takes for no random one
+
+
+def merge_initializers(model: ir.Model) -> None:
+    """Let the readers of equal initializers of a graph read the first of them; the others go."""
+    for graph in graphs(model):
+        alike: dict[tuple[object, ...], list[ir.Value]] = {}
+        for value in graph.initializers.values() if isinstance(graph, ir.Graph) else ():
+            tensor = value.const_value
+            if tensor is not None and not value.is_graph_input() and not value.is_graph_output():
+                alike.setdefault((tensor.dtype, *tensor.shape.numpy()), []).append(value)
+        for values in alike.values():
+            first: dict[bytes, ir.Value] = {}
+            for value in values if len(values) > 1 else ():
+                kept = first.setdefault(digest(value), value)
+                if kept is not value:
+                    replace_uses(value, kept)
+                    drop(value)
+
+
+def digest(value: ir.Value) -> bytes:
+    """Return a hash of what the initializer `value` holds."""
+    tensor = value.const_value
+    assert tensor is not None
+    if isinstance(tensor, ir.StringTensor):
+        return hashlib.sha256(repr(tensor.string_data()).encode()).digest()
+    found = hashlib.sha256(tensor.tobytes()).digest()
+    if isinstance(tensor, MappedTensor):
+        tensor.release()
+    return found
 
 
 def folded(model: ir.Model) -> ir.Model:

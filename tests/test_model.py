@@ -218,6 +218,20 @@ def test_keeps_a_few_initializers_listed_as_inputs_for_callers_to_override() -> 
     np.testing.assert_array_equal(run(to_proto(model), **feeds), run(source, **feeds))
 
 
+def test_keeps_the_only_initializer_overridable_where_listing_it_was_a_choice() -> None:
+    source = proto(TWO_LAYERS)
+    source.graph.initializer.pop(0)
+    source.graph.input.append(onnx.helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, [64, 64]))
+    (kept,) = (each.name for each in source.graph.initializer)
+    dims = list(source.graph.initializer[0].dims)
+    source.graph.input.append(onnx.helper.make_tensor_value_info(kept, onnx.TensorProto.FLOAT, dims))
+    model = load(source)
+    assert [value.name for value in model.graph.inputs] == ["x", "w", kept]
+    assert notes(model) == []
+    source.ir_version = 3
+    assert notes(load(source)) == ["1 initializers that were listed as inputs are constants now"]
+
+
 def test_raises_an_old_ir_version_whose_initializers_had_to_be_inputs() -> None:
     source = proto(TWO_LAYERS)
     source.ir_version = 3

@@ -152,13 +152,18 @@ def _build(light: onnx.ModelProto, tensors: Sequence[ir.TensorProtocol], label: 
 
 
 def _repair(light: onnx.ModelProto) -> list[str]:
-    """Put right in `light` what old exporters wrote; return what a user should know of it."""
+    """Put right in `light` what old exporters wrote; return what a user should know of it.
+
+    Up to IR version 3, initializers had to be listed as inputs. Exporters kept the habit for a while: from
+    IR version 4 on, two or more initializers of which all are listed are constants. One alone, or some of
+    them, are listed on purpose, for callers to override.
+    """
     notes = []
     graph = light.graph
     graph.name = graph.name or "graph"
     initializers = {each.name for each in graph.initializer}
     listed = {each.name for each in graph.input} & initializers
-    if listed and (light.ir_version < 4 or listed == initializers):
+    if listed and (light.ir_version < 4 or (listed == initializers and len(listed) > 1)):
         notes.append(f"{len(listed)} initializers that were listed as inputs are constants now")
         kept = [each for each in graph.input if each.name not in listed]
         del graph.input[:]

@@ -1,3 +1,4 @@
+import models
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -103,11 +104,56 @@ def test_a_second_run_is_idle(scope: str) -> None:
         np.testing.assert_array_equal(held(made, name), values)
 
 
-def test_excluded_layers_stay_whether_the_pass_or_the_run_excludes_them() -> None:
-    assert run(model(), exclude="first")["first"].what == "excluded"
+@pytest.mark.parametrize("by_pass", [True, False])
+def test_excluded_layers_stay_whether_the_pass_or_the_run_excludes_them(by_pass: bool) -> None:
     made = model()
-    assert run(made, Context(exclude=("sec.*",)))["second"].what == "excluded"
-    np.testing.assert_array_equal(held(made, "w2") == 0, np.zeros((32, 64), bool))
+    records = (
+        run(made, exclude="sec.*", min_size=0)
+        if by_pass
+        else run(made, Context(exclude=("sec.*",)), min_size=0)
+    )
+    assert (records["second"].changed, records["second"].what) == (False, "excluded")
+    np.testing.assert_array_equal(held(made, "w2"), weights()["w2"])
+    assert records["first"].changed
+
+
+@pytest.mark.parametrize("excluded", ["first", "again"])
+@pytest.mark.parametrize("by_pass", [True, False])
+def test_a_weight_shared_with_an_excluded_layer_stays(by_pass: bool, excluded: str) -> None:
+    made = model()
+    records = run(made, exclude=excluded) if by_pass else run(made, Context(exclude=(excluded,)))
+    assert {records[name].what for name in ("first", "again")} == {
+        "its weight is shared with an excluded layer"
+    }
+    np.testing.assert_array_equal(held(made, "w1"), weights()["w1"])
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_a_tied_layer_gives_the_reason_of_the_first_where_nothing_was_done(scope: str) -> None:
+    small = run(model(), scope=scope, min_size=10_000)
+    assert small["first"].what == small["again"].what == "too small"
+    nothing = run(model(), scope=scope, sparsity=0.0)
+    assert nothing["first"].what == nothing["again"].what
+    assert not nothing["again"].what.startswith("tied")
+
+
+def test_a_look_up_table_that_is_a_matrix_too_stays() -> None:
+    made = models.model(
+        """net (int64[N] i) => (float[N, 64] y) <float[64, 64] table = {}>
+        { [embed] x = Gather(table, i) [logits] y = MatMul(x, table) }"""
+    )
+    records = run(made)
+    assert {record.what for record in records.values()} == {"a look-up table, not a linear layer"}
+    assert held(made, "table").all()
+
+
+def test_a_weight_computed_from_constants_stays_and_it_says_so() -> None:
+    made = models.model(
+        """net (float[N, 64] x) => (float[N, 64] y) <float[64, 64] w = {}>
+        { t = Transpose(w) [fc] y = MatMul(x, t) }"""
+    )
+    records = run(made)
+    assert (records["fc"].changed, records["fc"].what) == (False, "its weight is computed by Transpose")
 
 
 def test_refuses_weights_that_are_not_finite() -> None:

@@ -7,10 +7,11 @@ import onnxruntime
 import pytest
 from onnxruntime import quantization
 
+from onnxcompress import compress
 from onnxcompress.base import Context, Record
 from onnxcompress.data import load_data
 from onnxcompress.errors import CompressError, UsageError
-from onnxcompress.model import clone, load, opset, save, to_proto
+from onnxcompress.model import clone, load, opset, save, signature, to_proto
 from onnxcompress.passes import Quant
 from onnxcompress.runtimes.onnxruntime import OnnxRuntime
 
@@ -291,13 +292,109 @@ def test_a_constant_activation_and_a_dead_channel_do_no_harm() -> None:
     agree(made, after, samples()[0], 40)
 
 
-def test_older_opsets_are_raised_and_that_is_recorded() -> None:
+def test_older_opsets_are_raised_and_that_is_recorded_once() -> None:
     made = models.model('<ir_version: 4, opset_import: ["": 9]>' + NETWORK)
+    result = compress(made, "quant", data=samples(), measure_latency=False)
+    said = [record.what for record in result.report.steps[0].records] + result.report.notes
+    assert [each for each in said if "opset" in each] == ["quant: opset raised from 9 to 13"]
+    assert not any("converted" in each for each in said)
+    assert opset(result.model) == 13
+    agree(made, result.model, samples()[0], 30)
+
+
+def test_an_older_opset_stays_where_all_products_are_too_small_or_excluded() -> None:
+    for options in ({"min_size": 100_000}, {"exclude": ".*"}):
+        made = models.model('<ir_version: 4, opset_import: ["": 9]>' + NETWORK)
+        assert not any(record.changed for record in run(made, **options).values())
+        assert opset(made) == 9
+
+
+def test_types_and_shapes_of_inputs_and_outputs_stay_as_they_were_declared() -> None:
+    made = models.model(
+        """net (float[N, 4, H, W] x) => (float[A, B, C, D] y, float[E, F] z)
+        <float[8, 4, 3, 3] w = {}, float[8, 5] v = {}>
+        { y = Conv(x, w) p = GlobalAveragePool(y) f = Flatten(p) z = MatMul(f, v) }"""
+    )
+    before = signature(made)
+    run(made, calibrated(made))
+    assert signature(made) == before
+
+
+def test_a_product_of_constants_is_left_and_what_is_around_it_is_quantized() -> None:
+    made = models.model(
+        """net (float[N, 32] x) => (float[N, 32] y) <float[1, 32] c = {}, float[32, 32] w = {}>
+        { [fixed] z = MatMul(c, w) [fc] a = MatMul(x, w) y = Add(a, z) }"""
+    )
+    feeds = samples(4, (3, 32))
+    for context in (Context(), calibrated(made, feeds)):
+        after = clone(made)
+        records = run(after, context)
+        assert (records["fixed"].changed, records["fixed"].what) == (False, "constant: simplify folds it")
+        assert records["fc"].changed
+        agree(made, after, feeds[0], 30)
+
+
+def test_a_model_of_nothing_but_a_product_of_constants_is_left() -> None:
+    made = models.model(
+        "net (float[32, 32] x) => (float[32, 32] y) <float[32, 32] c = {}, float[32, 32] w = {}>"
+        "{ [fc] z = MatMul(c, w) y = Add(z, x) }"
+    )
+    records = run(made, calibrated(made, samples(2, (32, 32))))
+    assert {name: record.changed for name, record in records.items()} == {"fc": False}
+    assert nodes(made) == ["MatMul", "Add"]
+
+
+def test_a_constant_convolved_computes_with_integers_as_it_says() -> None:
+    made = models.model(
+        """net (float[1, 4, 8, 8] x) => (float[1, 8, 8, 8] y)
+        <float[1, 4, 8, 8] c = {}, float[8, 4, 1, 1] w = {}, float[8, 4, 1, 1] v = {}>
+        { [one] z = Conv(c, w) [two] a = Conv(x, v) y = Add(a, z) }"""
+    )
     after = clone(made)
-    records = run(after, calibrated(made))
-    assert records["model"].what == "converted to opset 13"
-    assert opset(after) == 13
-    agree(made, after, samples()[0], 30)
+    feeds = samples(4, (1, 4, 8, 8))
+    records = run(after, calibrated(made, feeds))
+    said = [name for name, record in records.items() if record.what == "computes with int8"]
+    held = [name for name in ("w_int8", "v_int8") if name in after.graph.initializers]
+    assert len(said) == len(held) == 2
+    agree(made, after, feeds[0], 25)
+
+
+def test_readers_of_a_shared_weight_that_cannot_compute_say_why() -> None:
+    made = models.model(
+        """net (float[N, 16] x, int64[M] i) => (float[N, 16] y, float[M, 16] e, float[N, 16] z)
+        <float[16, 16] w = {}>
+        { [fc] y = MatMul(x, w) [embed] e = Gather(w, i) [turned] z = Gemm<transB = 1>(x, w) }"""
+    )
+    feeds = [{**each, "i": np.arange(4)} for each in samples(4, (3, 16))]
+    after = clone(made)
+    records = run(after, calibrated(made, feeds))
+    assert {name: record.what for name, record in records.items()} == {
+        "fc": "computes with int8",
+        "embed": "stored as int8, no integer kernel for it",
+        "turned": "stored as int8, fc has the channels of their weight along another axis",
+    }
+    agree(made, after, feeds[0], 25)
+
+
+def test_equal_scales_and_zero_points_are_kept_once() -> None:
+    made = models.model(NETWORK)
+    run(made, calibrated(made))
+    contents = [
+        (value.const_value.dtype, tuple(value.const_value.shape), value.const_value.tobytes())
+        for name, value in made.graph.initializers.items()
+        if value.const_value is not None and ("scale" in name or "zero_point" in name)
+    ]
+    assert len(set(contents)) == len(contents)
+
+
+def test_a_transposed_weight_is_held_in_the_order_of_its_elements() -> None:
+    made = models.model(
+        "net (float[N, 48] x) => (float[N, 32] y) <float[32, 48] w = {}> { y = Gemm<transB = 1>(x, w) }"
+    )
+    run(made)
+    tensor = made.graph.initializers["w_int8"].const_value
+    assert tensor is not None
+    assert tensor.numpy().flags["C_CONTIGUOUS"]
 
 
 def test_static_needs_data_and_a_runtime_and_says_so() -> None:

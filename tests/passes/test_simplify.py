@@ -1,9 +1,11 @@
+import models
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
 from onnxcompress import Context, compress
-from onnxcompress.model import clone, load, signature, to_proto
+from onnxcompress.model import check, clone, load, signature, to_proto
 from onnxcompress.passes import Simplify
 from onnxcompress.passes.simplify import census
 from onnxcompress.runtimes import OnnxRuntime
@@ -125,3 +127,98 @@ def test_an_overridable_initializer_stays_one(kept: bool) -> None:
     np.testing.assert_array_equal(
         runnable.run(feeds)["y"], np.float32([4, 6]) if kept else np.float32([4, 10])
     )
+
+
+KEPT = {  # models in which an Identity, or one output of two, must stay: after clean-up, and their feeds
+    "an outer value returned by both branches": """net (float[2] x, bool c) => (float[2] y)
+    {
+        h = Relu(x)
+        y = If(c) <then_branch = a () => (float[2] p) { p = Identity(h) },
+                   else_branch = b () => (float[2] q) { q = Identity(h) }>
+    }""",
+    "an outer value returned by one branch": """net (float[2] x, bool c) => (float[2] y)
+    {
+        h = Relu(x)
+        y = If(c) <then_branch = a () => (float[2] p) { p = Identity(h) },
+                   else_branch = b () => (float[2] q) { q = Neg(x) }>
+    }""",
+    "a value that is two outputs": """net (float[2] x) => (float[2] y, float[2] z)
+    { y = Relu(x) z = Identity(y) }""",
+    "an input that is an output": "net (float[2] x) => (float[2] y) { y = Identity(x) }",
+    "what a loop carries": """net (float[2] x, int64 n, bool c) => (float[2] y)
+    {
+        y = Loop(n, c, x) <body = b (int64 i, bool d, float[2] s) => (bool e, float[2] t)
+            { e = Identity(d) t = Identity(s) }>
+    }""",
+    "an output that is computed twice": """net (float[2] x) => (float[2] y, float[2] z)
+    { a = Relu(x) z = Neg(a) y = Relu(x) }""",
+}
+
+
+@pytest.mark.parametrize("fold", [True, False])
+@pytest.mark.parametrize("text", KEPT.values(), ids=KEPT)
+def test_what_a_model_returns_stays(text: str, fold: bool) -> None:
+    made = models.model(text)
+    before = clone(made)
+    Simplify(fold=fold).call(made, Context())
+    assert signature(made) == signature(before)
+    feeds = {"x": np.float32([-1, 2]), "c": np.array(True), "n": np.array(3)}
+    given = {port.name: feeds[port.name] for port in signature(before).inputs}
+    for expected, found in zip(models.run(before, given), models.run(made, given), strict=True):
+        np.testing.assert_array_equal(expected, found)
+
+
+@pytest.mark.parametrize("fold", [True, False])
+def test_what_an_identity_declares_does_not_narrow_an_input(fold: bool) -> None:
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]>
+        net (float[N] x) => (float[M] y) { i = Identity(x) y = Relu(i) }"""
+    )
+    proto.graph.value_info.append(onnx.helper.make_tensor_value_info("i", onnx.TensorProto.FLOAT, [3]))
+    made = load(proto)
+    before = signature(made)
+    Simplify(fold=fold).call(made, Context())
+    assert signature(made) == before
+    assert census(made)["Identity"] == 0
+
+
+def test_bernoulli_draws_twice_where_it_stands_twice() -> None:
+    made = models.model(
+        """<ir_version: 8, opset_import: ["": 17]>
+        net (float[2] x) => (float[2] y) { a = Bernoulli(x) b = Bernoulli(x) y = Sub(a, b) }"""
+    )
+    Simplify().call(made, Context())
+    assert census(made)["Bernoulli"] == 2
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        [np.zeros((2, 3), np.float32).T] * 2,
+        [np.array([["a", "b"]] * 3, object)] * 2,
+        [np.full((3, 2), 7, np.int64)] * 2,
+    ],
+    ids=["turned", "strings", "integers"],
+)
+def test_equal_initializers_of_any_kind_are_merged(arrays: list[np.ndarray]) -> None:
+    kind = {"O": "string", "f": "float", "i": "int64"}[arrays[0].dtype.kind]
+    made = models.model(
+        f"net ({kind}[3, 2] x) => (bool[3, 2] y) {{ a = Equal(x, u) b = Equal(x, v) y = And(a, b) }}".replace(
+            "net", '<ir_version: 10, opset_import: ["": 19]> net'
+        ),
+        {"u": arrays[0], "v": arrays[1]},
+    )
+    if kind == "float":
+        for name, array in zip("uv", arrays, strict=True):
+            made.graph.initializers[name].const_value = ir.Tensor(array, name=name)
+    Simplify(fold=False).call(made, Context())
+    check(made)
+    assert list(made.graph.initializers) == ["u"]
+
+
+def test_weights_stored_as_integers_are_not_made_floats_again() -> None:
+    made = compress(model(), "quant(min_size=1)", measure_latency=False).model
+    size = to_proto(made).ByteSize()
+    result = Simplify().call(made, Context())
+    assert to_proto(made).ByteSize() <= size
+    assert any("stored as integers" in record.what for record in result.records)
