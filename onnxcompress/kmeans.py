@@ -1,0 +1,242 @@
+"""k-means in one dimension: the few values that stand for many weights, on arrays.
+
+Numbers are sorted once. A cluster then is a range of ranks, its mean a difference of two prefix sums, and a
+step of Lloyd's iteration as many binary searches as there are clusters, whatever the number of weights.
+Sources: Lloyd, Least Squares Quantization in PCM, IEEE Trans. Information Theory 28(2), 1982; Wang and Song,
+Ckmeans.1d.dp, The R Journal 3(2), 2011 (the optimum by dynamic programming); Chou, Lookabaugh and Gray,
+Entropy-Constrained Vector Quantization, IEEE Trans. ASSP 37(1), 1989 (code length as a part of the cost);
+Han et al., Deep Compression, ICLR 2016 (where to begin).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+METHODS = ("linear", "density", "optimal", "entropy")
+_STEPS = 2_000  # by then the centres of even a large tensor hardly move
+_BINS = 2_048
+_CHUNK = 1 << 18
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """The values that stand for some weights, all but zeros, which stay.
+
+    `values` [k, the weights' dtype] ascend; value i stands for weights up to `boundaries` [k - 1, float32 or
+    float64] i, and above the one before. `count` is how many values the weights, `size` of them, then take,
+    zero included, and `entropy` how many bits they hold each. `exact` says that they took the same values
+    before.
+    """
+
+    values: np.ndarray
+    boundaries: np.ndarray
+    size: int
+    count: int
+    entropy: float
+    exact: bool
+
+
+@dataclass(frozen=True)
+class Points:
+    """Numbers and their sums: `values` [n, ascending], and `sums` [n + 1, float64] of those before a rank.
+
+    The sums have a constant added: they begin at the numbers around zero and go outwards, so that a few large
+    numbers take no digits from many small ones.
+    """
+
+    values: np.ndarray
+    sums: np.ndarray
+
+
+def codebook(weights: np.ndarray, limit: int, method: str = "linear", price: float = 1.0) -> Codebook:
+    """Return values for `weights` [any shape, float, finite], at most `limit` of them, zero included.
+
+    Zero is a value of its own where there are zeros, so that a sparse weight stays as sparse as it is.
+    Weights of no more values than `limit` keep them. `method` is one of METHODS, see :func:`cuts`
+    for it and `price`.
+    """
+    numbers = np.sort(_exact(weights).reshape(-1))
+    first, last = np.searchsorted(numbers, 0.0), np.searchsorted(numbers, 0.0, side="right")
+    zeros = int(last - first)
+    if zeros:
+        numbers = np.concatenate([numbers[:first], numbers[last:]])
+    room = limit - (zeros > 0)
+    exact = np.count_nonzero(numbers[1:] != numbers[:-1]) < room
+    points = prefix_sums(numbers)
+    edges = np.append(_starts(numbers), numbers.size) if exact else cuts(points, room, method, price)
+    counts = np.append(np.diff(edges), [zeros] if zeros else np.empty(0, np.int64))
+    shares = counts / max(1, counts.sum())
+    return Codebook(
+        means(points, edges).astype(weights.dtype),
+        numbers[edges[1:-1] - 1],
+        weights.size,
+        len(counts),
+        abs(float(shares @ np.log2(shares))),
+        bool(exact),
+    )
+
+
+def shared(weights: np.ndarray, book: Codebook) -> np.ndarray:
+    """Return `weights` [any shape, float], those `book` was made for, with its values in their place."""
+    flat = weights.reshape(-1)
+    result = np.zeros_like(flat)
+    for start in range(0, flat.size if len(book.values) else 0, _CHUNK):
+        part = flat[start : start + _CHUNK]
+        codes = np.searchsorted(book.boundaries, _exact(part))
+        np.copyto(result[start : start + _CHUNK], book.values[codes], where=part != 0)
+    return result.reshape(weights.shape)
+
+
+def cuts(points: Points, count: int, method: str = "linear", price: float = 1.0) -> np.ndarray:
+    """Return where to cut `points` [n > 0] into at most `count` clusters: ranks [clusters + 1], 0 and n too.
+
+    Lloyd's iteration starts from centres in equal steps between the lowest and the highest number ("linear"),
+    at equal shares of the numbers ("density") or where the squared error is least ("optimal"). "entropy" is
+    no k-means: it finds the least sum of squared error and of code length at `price`, see :func:`least`. No
+    cluster is empty.
+    """
+    if method == "entropy":
+        return least(points, count, price)
+    if method == "optimal":
+        centres = means(points, least(points, count))
+    elif method == "density":
+        ranks = (np.arange(count) + 0.5) / count * points.values.size
+        centres = np.unique(points.values[ranks.astype(np.int64)]).astype(np.float64)
+    else:
+        centres = np.linspace(float(points.values[0]), float(points.values[-1]), count)
+    return lloyd(points, centres)
+
+
+def prefix_sums(numbers: np.ndarray) -> Points:
+    """Return `numbers` [n, sorted, float32 or float64] with their sums."""
+    middle = int(np.searchsorted(numbers, 0.0))
+    below = -np.cumsum(numbers[:middle][::-1], dtype=np.float64)[::-1]
+    above = np.cumsum(numbers[middle:], dtype=np.float64)
+    return Points(numbers, np.concatenate([below, [0.0], above]))
+
+
+def means(points: Points, edges: np.ndarray) -> np.ndarray:
+    """Return the mean [k, float64] of each range of ranks between `edges` [k + 1]; none is empty."""
+    found = np.diff(points.sums[edges]) / np.diff(edges)
+    mean: np.ndarray = np.clip(found, points.values[edges[:-1]], points.values[edges[1:] - 1])
+    return mean
+
+
+def lloyd(points: Points, centres: np.ndarray) -> np.ndarray:
+    """Return the cuts, as of :func:`cuts`, between clusters that began around `centres` [k, ascending].
+
+    Each centre moves to the mean of the numbers nearest to it, until no number changes its cluster. One that
+    is nearest to no number waits where it is, and is left out in the end.
+    """
+    ends, before = [0, points.values.size], np.empty(0)
+    for _ in range(_STEPS):
+        boundaries = (centres[:-1] / 2 + centres[1:] / 2).astype(points.values.dtype)
+        inner = np.searchsorted(points.values, boundaries, side="right")
+        edges = np.concatenate([ends[:1], inner, ends[1:]])
+        if np.array_equal(edges, before):
+            break
+        before, centres = edges, centres.copy()
+        centres[np.diff(edges) > 0] = means(points, np.unique(edges))
+    return np.unique(before)
+
+
+def least(points: Points, count: int, price: float = 0.0) -> np.ndarray:
+    """Return the cuts, as of :func:`cuts`, with the least sum of squared errors.
+
+    With a `price`, of squared error and ideal code length. At 1, a bit of a number's code costs as much as it
+    would lower the error by if it were spent on finer steps: 2 ln 2 times the least mean squared error.
+    Where there are more than 2,048 different numbers, cuts lie between bins, of which none is wider than one
+    2,048th of the range or holds more than that share of the numbers, equal ones apart.
+    """
+    ranks = _bins(points.values)
+    sums = points.sums[ranks]
+    sums = sums - ranks * ((sums[-1] - sums[0]) / ranks[-1])
+    sums /= np.abs(sums).max() or 1.0  # so that squares stay finite
+    found = best_cuts(ranks, sums, count)
+    if price:
+        every = np.arange(len(ranks))
+        error = np.sum(_gain(ranks, sums, every[:-1], every[1:]))
+        error -= np.sum(_gain(ranks, sums, found[:-1], found[1:]))
+        bit = price * 2 * np.log(2) * max(float(error), 0.0) / ranks[-1]
+        found = best_cuts(ranks, sums, count, bit)
+    cut: np.ndarray = ranks[found]
+    return cut
+
+
+def best_cuts(ranks: np.ndarray, sums: np.ndarray, count: int, bit: float = 0.0) -> np.ndarray:
+    """Return where to cut bins into at most `count` clusters: [clusters + 1], from 0 to the number of bins.
+
+    A bin holds the numbers from `ranks` [bins + 1] to the next one; `sums` [bins + 1] are prefix sums. `bit`
+    is what a bit of code costs. Dynamic programming over clusters: of those that end at a bin, the last
+    begins no earlier than that of those that end before it, so bins in the middle go first and halve the
+    search for the others (with `bit` that is nearly always so, and the cuts nearly the best).
+    """
+    bins = len(ranks) - 1
+    begins = [np.zeros(bins + 1, np.int64)]
+    most = _gain(ranks, sums, begins[0], np.arange(bins + 1), bit)
+    for _ in range(min(count, bins) - 1):
+        most, begin = _one_more(ranks, sums, bit, most)
+        begins.append(begin)
+    ends = [bins]
+    for begin in reversed(begins):
+        ends.append(int(begin[ends[-1]]))
+    return np.unique(ends)
+
+
+def _one_more(
+    ranks: np.ndarray, sums: np.ndarray, bit: float, most: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the gain [bins + 1] of one more cluster for the bins up to each, and where that cluster begins.
+
+    `most` [bins + 1] is the gain without it. All bins at the same distance from solved ones go at once.
+    """
+    bins = len(ranks) - 1
+    gains, begins = np.zeros(bins + 1), np.full(bins + 2, bins)
+    begins[0] = 0
+    for level in range(bins.bit_length() - 1, -1, -1):
+        ends = np.arange(1 << level, bins + 1, 2 << level)
+        low = begins[ends - (1 << level)]
+        high = np.minimum(begins[np.minimum(ends + (1 << level), bins + 1)], ends)
+        tries = high - low + 1
+        offsets = np.cumsum(tries) - tries
+        begin = np.arange(tries.sum()) + np.repeat(low - offsets, tries)
+        end = np.repeat(ends, tries)
+        gain = most[begin] + _gain(ranks, sums, begin, end, bit)
+        gains[ends] = np.maximum.reduceat(gain, offsets)
+        best = np.flatnonzero(gain == gains[end])[::-1]
+        begins[end[best]] = begin[best]
+    return gains, begins[:-1]
+
+
+def _gain(
+    ranks: np.ndarray, sums: np.ndarray, begin: np.ndarray, end: np.ndarray, bit: float = 0.0
+) -> np.ndarray:
+    """Return by how much a cluster of the bins from `begin` to `end` lowers the cost, up to a constant."""
+    held = np.maximum(ranks[end] - ranks[begin], 1)
+    gain: np.ndarray = (sums[end] - sums[begin]) ** 2 / held
+    return gain + bit * held * np.log2(held) if bit else gain
+
+
+def _bins(numbers: np.ndarray) -> np.ndarray:
+    """Return the ranks where the bins of sorted `numbers` begin, and their end; equal numbers share a bin."""
+    starts = _starts(numbers)
+    if len(starts) > _BINS:
+        shares = numbers[np.linspace(0, numbers.size - 1, _BINS + 1).astype(np.int64)]
+        steps = np.linspace(float(numbers[0]), float(numbers[-1]), _BINS + 1).astype(numbers.dtype)
+        found = np.searchsorted(numbers, np.concatenate([shares, steps]))
+        starts = np.unique(np.append(found[found < numbers.size], 0))
+    return np.append(starts, numbers.size)
+
+
+def _starts(numbers: np.ndarray) -> np.ndarray:
+    """Return the first rank of each distinct number of sorted `numbers`."""
+    return np.append(
+        np.zeros(min(1, numbers.size), np.int64), np.flatnonzero(numbers[1:] != numbers[:-1]) + 1
+    )
+
+
+def _exact(weights: np.ndarray) -> np.ndarray:
+    """Return `weights` as float32 or float64, whichever holds them exactly."""
+    return weights.astype(np.float64 if weights.dtype == np.float64 else np.float32, copy=False)

@@ -1,0 +1,149 @@
+"""Weight sharing: let few values stand for the weights of each layer."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxcompress.base import Context, Effect, Number, Pass, Record, Result, option
+from onnxcompress.kmeans import METHODS, Codebook, codebook, shared
+from onnxcompress.layers import Layer, by_weight
+
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster(Pass):
+    """Let at most 2**bits values stand for the weights of each layer, found by k-means.
+
+    Before: ``y = MatMul(x, W)``
+    After:  ``y = MatMul(x, W')``, W' having at most 2**bits different values, zero included.
+
+    Zeros stay zero and k-means is of the rest: where a weight has zeros, zero is one of its 2**bits values,
+    so that ``bits`` bits tell all of them apart. Convolutions, matrix products, recurrent layers and look-up
+    tables share values; biases stay. With ``scope=tensor`` a weight has one codebook, with ``scope=channel``
+    each output channel has its own, with ``scope=group`` every ``group`` neighbouring output channels have
+    (the last group may be smaller). Shared values alone make no file smaller: they pay once a storage format
+    uses them.
+
+    ``initialise`` says where k-means begins: ``linear`` in equal steps from the lowest to the highest weight,
+    as in the paper; ``density`` at equal shares of the weights; ``optimal`` at the least squared error there
+    is. ``entropy`` is no k-means: it makes the sum of squared error and Huffman code length least, so that
+    of files of the same size that are Huffman-coded afterwards, its own is the most accurate. ``price`` is
+    what it lets a bit cost: at 1 as much as finer steps everywhere would cost for the same gain. Weights are
+    read twice: for their codebook, and when they are written.
+    Source: Han et al., Deep Compression, ICLR 2016; the arithmetic's sources are those of kmeans.py.
+    """
+
+    name: ClassVar[str] = "cluster"
+    effect: ClassVar[Effect] = Effect.LOSSY
+
+    bits: int = option(
+        5, "bits of a code: 2**bits values, zero included where there are zeros", within=(1, 8)
+    )
+    scope: str = option("tensor", "what has a codebook of its own", choices=("tensor", "channel", "group"))
+    group: int = option(16, "output channels that share a codebook with scope=group", within=(1, 2**62))
+    initialise: str = option("linear", "where k-means begins, or what is made least", choices=METHODS)
+    price: float = option(
+        1.0,
+        "what a bit of a weight's code costs with initialise=entropy: more gives smaller files",
+        within=(0.0, 100.0),
+    )
+    min_size: int = option(1024, "leave weights with fewer elements alone", within=(0, 2**62))
+    exclude: str = option(
+        "", "leave layers alone whose whole name matches this regular expression", pattern=True
+    )
+
+    def call(self, model: ir.Model, context: Context) -> Result:
+        """Cluster the weights of `model` in place."""
+        result = Result(model)
+        for readers, reason in by_weight(model, context, self.exclude):
+            if reason is None and readers[0].size < self.min_size:
+                reason = "too small"
+            if reason:
+                result.left_all(readers, reason)
+            else:
+                self.cluster(readers, result)
+        return result
+
+    def cluster(self, readers: Sequence[Layer], result: Result) -> None:
+        """Cluster the weight that `readers` share, unless its values are few already."""
+        layer = readers[0]
+        axes = () if self.scope == "tensor" else layer.channel_axes
+        group = self.group if self.scope == "group" else 1
+        books = [
+            codebook(part, 2**self.bits, self.initialise, self.price)
+            for part in parts(layer.value(), axes, group)
+        ]
+        numbers = summary(books)
+        if all(book.exact for book in books):
+            result.left_all(readers, "few values already", **numbers)
+            return
+        share(layer, axes, group, books, result.changed(layer, "clustered", **numbers))
+        result.left_all(readers[1:], f"tied to {layer.name}, done there")
+
+
+def share(layer: Layer, axes: Sequence[int], group: int, books: Sequence[Codebook], record: Record) -> None:
+    """Give `layer` the values of `books`, one for each of its :func:`parts`, once its weight is read."""
+
+    def replaced(weight: np.ndarray) -> np.ndarray:
+        result = joined(weight, axes, group, books)
+        record.numbers["snr"] = decibels(weight, result)
+        return result
+
+    layer.replace_weight(replaced)
+
+
+def parts(weight: np.ndarray, axes: Sequence[int], group: int) -> Iterator[np.ndarray]:
+    """Yield each `group` of channels, [channels, others], of weight [any shape].
+
+    `axes` tell channels apart; without them the whole weight is one channel.
+    """
+    matrix = _channels(weight, axes)
+    for start in range(0, len(matrix), group):
+        yield matrix[start : start + group]
+
+
+def joined(weight: np.ndarray, axes: Sequence[int], group: int, books: Sequence[Codebook]) -> np.ndarray:
+    """Return weight [any shape] with the values of `books`, one for each of its :func:`parts`."""
+    front = range(len(axes))
+    moved = np.moveaxis(weight, axes, front).shape
+    result = np.empty_like(_channels(weight, axes), order="C")
+    for part, book, place in zip(parts(weight, axes, group), books, parts(result, (0,), group), strict=True):
+        place[...] = shared(part, book)
+    return np.ascontiguousarray(np.moveaxis(result.reshape(moved), front, axes)).reshape(weight.shape)
+
+
+def _channels(weight: np.ndarray, axes: Sequence[int]) -> np.ndarray:
+    channels = int(np.prod([weight.shape[axis] for axis in axes], dtype=np.int64))
+    return np.moveaxis(weight, axes, range(len(axes))).reshape(channels, weight.size // max(1, channels))
+
+
+def summary(books: Sequence[Codebook]) -> dict[str, Number]:
+    """Return what a record tells of `books`: the most values of one, and bits a weight holds."""
+    size = sum(book.size for book in books)
+    return {
+        "values": max((book.count for book in books), default=0),
+        "codebooks": len(books),
+        "entropy": sum(book.entropy * book.size for book in books) / max(1, size),
+        "size": size,
+    }
+
+
+def decibels(weight: np.ndarray, result: np.ndarray) -> float:
+    """Return the signal-to-noise ratio, in dB, of `result` in place of `weight` [its shape, not all 0]."""
+    peak = float(np.abs(weight).max())
+    signal = noise = 0.0
+    before, after = weight.reshape(-1), result.reshape(-1)
+    for start in range(0, weight.size, _CHUNK):
+        exact = before[start : start + _CHUNK].astype(np.float64) / peak
+        signal += float(exact @ exact)
+        exact -= after[start : start + _CHUNK].astype(np.float64) / peak
+        noise += float(exact @ exact)
+    return 10 * (math.log10(signal) - math.log10(max(noise, sys.float_info.min)))
