@@ -180,7 +180,7 @@ def option(
     help: str,
     *,
     within: tuple[float, float] | None = None,
-    choices: tuple[str, ...] | None = None,
+    choices: tuple[Number, ...] | None = None,
     pattern: bool = False,
 ) -> Any:
     """Declare an option of a pass: its default and one line of help.
@@ -202,7 +202,7 @@ class Option:
     default: Number
     help: str
     within: tuple[float, float] | None
-    choices: tuple[str, ...] | None
+    choices: tuple[Number, ...] | None
     pattern: bool
 
     def check(self, value: object, owner: str) -> Number:
@@ -212,7 +212,7 @@ class Option:
         if self.kind is float and isinstance(value, int) and not isinstance(value, bool):
             value, fits = float(value), True
         if fits and self.choices:
-            wanted, fits = "one of " + ", ".join(self.choices), value in self.choices
+            wanted, fits = "one of " + ", ".join(map(str, self.choices)), value in self.choices
         if fits and self.within:
             low, high = self.within
             wanted = f"{low:g} to {high:g}"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from inspect import cleandoc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -249,6 +249,28 @@ def bench(models: Sequence[str], seconds: float, **options: Any) -> None:
     terminal().print(latency_table(list(zip(models, found, strict=True))))
 
 
+@cli.command()
+@click.argument("source", metavar="IN.onnx")
+@click.argument("output", metavar="OUT.onnx")
+@click.option("--external-data", is_flag=True, help="Keep weights in a file of their own.")
+def unpack(source: str, output: str, external_data: bool) -> None:
+    """Write the plain dense model of one that `encode` made, bit for bit."""
+    from onnxcompress import pipeline
+
+    names = pipeline.unpack(source, output, external_data=external_data)
+    click.echo(f"{output}: {len(names)} weights unpacked" if names else f"{output}: nothing was encoded")
+
+
+@cli.command()
+@click.argument("source", metavar="MODEL.onnx")
+def inspect(source: str) -> None:
+    """Print what each tensor of a model takes in its file, and in which format."""
+    from onnxcompress.formats.unpack import ledger
+    from onnxcompress.report import ledger_table
+
+    terminal().print(ledger_table(ledger(source)))
+
+
 @contextmanager
 def opened(models: Sequence[str], options: dict[str, Any]) -> Iterator[tuple[list[Any], Data, Any, Any]]:
     """Yield the models made ready to run, the data they run on, the tolerance, and the labels where known."""
@@ -304,14 +326,14 @@ def terminal(stderr: bool = False) -> Console:
 
 def summary(each: type[Pass]) -> str:
     """Return the first line of a pass's documentation."""
-    return inspect.cleandoc(each.__doc__ or "").splitlines()[0]
+    return cleandoc(each.__doc__ or "").splitlines()[0]
 
 
 def explain(each: type[Pass]) -> str:
     """Return a pass's documentation page as text."""
-    lines = [f"{each.name} ({each.effect.value})", "", inspect.cleandoc(each.__doc__ or ""), "", "Options:"]
+    lines = [f"{each.name} ({each.effect.value})", "", cleandoc(each.__doc__ or ""), "", "Options:"]
     for entry in each.options():
-        bounds = ", ".join(entry.choices) if entry.choices else ""
+        bounds = ", ".join(map(str, entry.choices)) if entry.choices else ""
         if entry.within:
             bounds = f"{entry.within[0]:g} to {entry.within[1]:g}"
         kind = f"{entry.kind.__name__}{', ' + bounds if bounds else ''}"

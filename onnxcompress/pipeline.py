@@ -19,6 +19,7 @@ import onnxcompress
 from onnxcompress.base import Context, Effect, Pass, Runnable, Runtime, silent
 from onnxcompress.data import Data, load_data, random_data, split_slice
 from onnxcompress.errors import BoundError, CompressError, UsageError
+from onnxcompress.formats.unpack import unpack as decode
 from onnxcompress.layers import layers
 from onnxcompress.measure import latencies
 from onnxcompress.model import (
@@ -116,6 +117,10 @@ def compress(
     current = load(model)
     source = Path(model) if isinstance(model, str | Path) else None
     apart = external_files(current, source) if source else {}
+    if encoded := decode(current):
+        notes(current).append(
+            f"{len(encoded)} weights were encoded: they were unpacked before the first pass"
+        )
     _check_targets([output, report_file], [source, *apart, *_paths(data, evaluation)])
     large = weight_bytes(current) > LARGE
     verify = verify or ("end" if large else "each")
@@ -263,10 +268,30 @@ class Check:
                 raise BoundError(f"{recipe}: outputs differ: {_difference(found)}")
         if self.judged is not None:
             labels = self.judged.labels
-            self.report.metric = self.report.metric or ("agreement" if labels is None else "top1")
             self.report.evaluation = compare(
                 self.first, self.last, self.judged, labels=labels, tolerance=self.tolerance
             )
+
+
+def unpack(source: str | Path, output: str | Path, *, external_data: bool = False) -> list[str]:
+    """Write the plain dense model of the encoded one in the file `source`; return the weights' names.
+
+    The file is written once onnxruntime computes the same from it. Raises as :func:`compress` does.
+    """
+    model = load(source)
+    given, apart = clone(model), external_files(model, source)
+    _check_targets([output], [Path(source), *apart])
+    names = decode(model)
+    engine = find_runtime("onnxruntime").make(frugal=weight_bytes(model) > LARGE)
+    samples = random_data(model, count=1)
+
+    def check(path: Path) -> None:
+        found = compare(engine.prepare(given), engine.prepare(path), samples, tolerance=Tolerance(0, 0))
+        if not found.exact:
+            raise BoundError(f"{source}: outputs differ: {_difference(found)}")
+
+    save(model, output, external_data=external_data or bool(apart), check=check)
+    return names
 
 
 def _check_request(
@@ -326,7 +351,8 @@ def _read_data(
     if calibration is not None:
         return calibration, judged, calibration.take(CHECK_SAMPLES)
     if judged is not None:
-        return calibration, judged, judged.take(1)
+        samples = load_data(evaluation, model, preprocess=preprocess, shapes=shapes)
+        return calibration, judged, samples.take(CHECK_SAMPLES)
     return calibration, judged, random_data(model, shapes=shapes, seed=seed)
 
 

@@ -129,7 +129,7 @@ def _weigh(
     stored = integers.stored(value, tensor, scale)
     steps = scale.reshape(-1) if per_channel else scale.reshape(())
     for layer, bias in biases.items():
-        own = (steps * np.float32(_alpha(layer))).astype(np.float32)
+        own = np.asarray(steps * np.float32(_alpha(layer)), np.float32)
         layer.node.attributes.pop("alpha", None)
         its_scale = integers.constant(graph, f"{layer.name}_weight_scale", own)
         _dequantize(integers, layer, 1, stored, its_scale, axis if per_channel else None)

@@ -15,6 +15,8 @@ from onnxcompress.verify import Comparison
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from onnxcompress.formats.unpack import Row
+
 SCHEMA = 1
 
 
@@ -177,6 +179,22 @@ def latency_table(rows: Sequence[tuple[str, Latency]]) -> RenderableType:
     return table
 
 
+def ledger_table(rows: Sequence[Row]) -> RenderableType:
+    """Return what `inspect` prints: the bytes of each part of a file; they add up to the file's size."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("part", "stored as", "bytes", "share")
+    for column in table.columns[2:]:
+        column.justify = "right"
+    total = sum(row.bytes for row in rows)
+    for row in sorted(rows, key=lambda row: -row.bytes):
+        table.add_row(Text(row.name), Text(row.format), f"{row.bytes:,}", f"{row.bytes / total:.1%}")
+    table.add_section()
+    table.add_row("all", "", f"{total:,}", "")
+    return table
+
+
 def likeness(comparison: Comparison | None) -> str:
     """Return in a few words how the outputs of two models compare."""
     if comparison is None:
@@ -195,8 +213,14 @@ def count_bytes(count: int) -> str:
     """Return a number of bytes for people: 1,234 B, 56.7 kB, 8.90 MB, 1.23 GB (powers of 1,000)."""
     for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if count >= size:
-            return f"{count / size:.3g} {unit}" if count < 1000 * size else f"{count / size:,.0f} {unit}"
+            return f"{three_digits(count / size)} {unit}"
     return f"{count} B"
+
+
+def three_digits(value: float) -> str:
+    """Return a positive number with at least three digits that mean something: 0.0526, 5.26, 526, 5,260."""
+    places = 2 - math.floor(math.log10(value)) if value > 0 else 0
+    return f"{value:,.{max(0, places)}f}"
 
 
 def share(after: int, before: int) -> str:
@@ -211,7 +235,7 @@ def decibels(value: float) -> str:
 
 def milliseconds(seconds: float) -> str:
     """Return a latency for people."""
-    return f"{1000 * seconds:.3g} ms"
+    return f"{three_digits(1000 * seconds)} ms"
 
 
 def spread(latency: Latency) -> str:

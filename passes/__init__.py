@@ -1,9 +1,11 @@
 """The built-in passes: one file, one class, one name each."""
 
+from onnxcompress.passes.cluster import Cluster
+from onnxcompress.passes.encode import Encode
 from onnxcompress.passes.prune import Prune
 from onnxcompress.passes.quant import Quant
 from onnxcompress.passes.simplify import Simplify
 
-BUILT_IN = (Simplify, Prune, Quant)
+BUILT_IN = (Simplify, Prune, Cluster, Quant, Encode)
 
-__all__ = ["BUILT_IN", "Prune", "Quant", "Simplify"]
+__all__ = ["BUILT_IN", "Cluster", "Encode", "Prune", "Quant", "Simplify"]

@@ -321,3 +321,34 @@ def test_an_interrupt_is_one_line_and_a_code_of_its_own() -> None:
     assert done.returncode == 130
     assert done.stderr.splitlines()[-1] == "onnxcompress: interrupted; nothing was written"
     assert "Traceback" not in done.stderr
+
+
+def test_an_encoded_model_is_smaller_and_unpacks_bit_for_bit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pruned, encoded, plain = (tmp_path / f"{name}.onnx" for name in ("pruned", "encoded", "plain"))
+    assert in_process(capsys, LENET, pruned, "--passes", "prune(sparsity=0.9),cluster(bits=5)")[0] == 0
+    assert in_process(capsys, pruned, encoded, "--passes", "encode")[0] == 0
+    assert encoded.stat().st_size < 0.2 * pruned.stat().st_size
+    code, said, _ = in_process(capsys, "inspect", encoded)
+    assert code == 0
+    assert f"{encoded.stat().st_size:,}" in said
+    code, said, _ = in_process(capsys, "unpack", encoded, plain)
+    assert code == 0
+    assert "weights unpacked" in said
+    weights = [
+        {each.name: each.raw_data for each in onnx.load(path).graph.initializer} for path in (pruned, plain)
+    ]
+    assert weights[0] == weights[1]
+    assert in_process(capsys, "unpack", encoded, encoded)[0] == 2
+    assert "nothing was encoded" in in_process(capsys, "unpack", pruned, tmp_path / "same.onnx")[1]
+
+
+def test_passes_see_through_an_encoded_model_and_say_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoded = tmp_path / "encoded.onnx"
+    in_process(capsys, LENET, encoded, "--passes", "prune(sparsity=0.9),encode")
+    code, _, said = in_process(capsys, encoded, tmp_path / "out.onnx", "--passes", "quant")
+    assert code == 0
+    assert "were unpacked before the first pass" in said

@@ -13,7 +13,8 @@ RANKS = [
     ["errors"],
     ["base", "bound"],
     ["model", "evaluate", "dense", "windows", "data"],
-    ["layers", "edit", "quantize", "folding", "placement", "integer"],
+    ["layers", "edit", "quantize", "folding", "placement", "integer", "kmeans"],
+    ["formats"],
     ["runtimes"],
     ["histogram", "calibrate", "measure", "verify"],
     ["qdq"],
@@ -22,7 +23,7 @@ RANKS = [
     ["cli"],
 ]
 PACKAGES = {"passes": ROOT / "passes", "runtimes": ROOT / "runtimes"} | {
-    name: ROOT / "onnxcompress" / name for name in ("data", "model")
+    name: ROOT / "onnxcompress" / name for name in ("data", "formats", "model")
 }
 
 

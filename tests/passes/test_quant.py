@@ -496,3 +496,19 @@ def test_trained_networks_keep_their_accuracy(name: str, activations: str) -> No
     run(made, Context(calibration=data, runtime=OnnxRuntime()), activations=activations)
     after = (models.run(made, feeds)[0].argmax(axis=1) == held_out["labels"]).mean()
     assert after >= before - 0.01
+
+
+@pytest.mark.parametrize("calibrator", ["min-max", "percentile", "entropy"])
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_every_way_to_compute_with_integers_runs_on_a_trained_network(
+    per_channel: bool, calibrator: str
+) -> None:
+    passes = [Quant(per_channel=per_channel, calibrator=calibrator)]
+    report = compress(
+        TESTDATA / "lenet5_digits.onnx",
+        passes,
+        data=str(TESTDATA / "digits_calib.npz") + "[:16]",
+        measure_latency=False,
+    ).report
+    assert report.comparison is not None
+    assert report.comparison.snr > 15

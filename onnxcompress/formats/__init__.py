@@ -1,0 +1,28 @@
+"""Storage formats: each is encode, decode, and a function of standard ONNX operators that decodes as well."""
+
+from onnxcompress.formats.base import DOMAIN, Call, Format, Symbols, Weight
+from onnxcompress.formats.codebook import Codebook, Lookup
+from onnxcompress.formats.huffman import Huffman, Huffman32, Huffman128
+from onnxcompress.formats.joint import Joint
+from onnxcompress.formats.packing import Digits, Unpack
+from onnxcompress.formats.relative import RelativeIndex, Scatter
+
+FORMATS: dict[str, Format] = {
+    each.name: each
+    for each in (
+        Codebook(),
+        Lookup(),
+        RelativeIndex(),
+        Joint(),
+        Scatter(),
+        Unpack(),
+        Digits(),
+        Huffman(),
+        Huffman32(),
+        Huffman128(),
+    )
+}
+
+ENCODERS: dict[str, Format] = {each.word: each for each in FORMATS.values() if each.word}
+
+__all__ = ["DOMAIN", "ENCODERS", "FORMATS", "Call", "Format", "Symbols", "Weight"]

@@ -1,0 +1,134 @@
+"""Exact storage: each weight in the fewest bytes from which the engine makes it again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import onnx_ir as ir
+
+from onnxcompress.base import Context, Effect, Pass, Result, option
+from onnxcompress.edit import home
+from onnxcompress.formats import DOMAIN, ENCODERS, Weight
+from onnxcompress.formats.base import OLDEST
+from onnxcompress.formats.huffman import BLOCKS
+from onnxcompress.formats.storing import Way, choose, store, ways
+from onnxcompress.layers import constant
+from onnxcompress.model import convert_up, graphs
+
+KINDS = (
+    ir.DataType.FLOAT,
+    ir.DataType.FLOAT16,
+    ir.DataType.BFLOAT16,
+    ir.DataType.DOUBLE,
+    ir.DataType.INT8,
+    ir.DataType.UINT8,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encode(Pass):
+    """Store each weight in the format that takes the fewest bytes, exactly; the file extracts itself.
+
+    Before: an initializer ``W``
+    After: ``W = onnxcompress.Codebook(codes, table)``, for example: a function of standard operators in the
+    model itself, which the engine computes once, when it loads the model
+
+    Every format that gives back the same bits is tried, with and without a Huffman code, and the smallest is
+    kept, the functions it needs included. All Huffman codes of a model are decoded at once. This pays for
+    weights that are pruned, share values or are integers; others stay as they are. It is the last pass of a
+    recipe: other passes see no constants in what it wrote. Source: Han et al., Deep Compression, ICLR 2016.
+    """
+
+    name: ClassVar[str] = "encode"
+    effect: ClassVar[Effect] = Effect.EXACT
+
+    format: str = option("auto", "the format to use, where it is exact", choices=("auto", *ENCODERS))
+    min_size: int = option(64, "leave tensors with fewer elements alone", within=(1, 2**62))
+    block: int = option(
+        64,
+        "symbols in a block of a Huffman code; more make a smaller file that loads slower",
+        choices=BLOCKS,
+    )
+
+    def call(self, model: ir.Model, context: Context) -> Result:
+        """Encode the weights of `model` in place."""
+        result = Result(model)
+        options: dict[Key, tuple[int, list[Way]]] = {}
+        first: dict[object, Key] = {}
+        tied: dict[Key, Key] = {}
+        for key, (value, tensor) in weights(model).items():
+            if reason := self.refusal(value, tensor, context):
+                result.left(key.name, reason)
+                continue
+            weight = Weight(tensor.numpy())
+            owner = first.setdefault(weight.key, key) if home(value) is model.graph else key
+            if owner is key:
+                options[key] = weight.array.nbytes, self.ways(weight)
+            else:
+                tied[key] = owner
+        chosen = choose(options)
+        for key, (size, _) in options.items():
+            if key in chosen:
+                way = chosen[key]
+                result.changed(key.name, "encoded", bytes=size, stored=int(way.bytes), formats=way.text)
+            else:
+                result.left(key.name, "no format is smaller", bytes=size)
+        for key, owner in tied.items():
+            if owner in chosen:
+                result.changed(key.name, f"tied to {owner.name}", bytes=options[owner][0], stored=0)
+            else:
+                result.left(key.name, "no format is smaller", bytes=options[owner][0])
+        if chosen:
+            convert_up(model, OLDEST)
+            values = {key: value for key, (value, _) in weights(model).items()}
+            store(
+                model,
+                {values[key]: way.make() for key, way in chosen.items()},
+                {values[key]: values[owner] for key, owner in tied.items() if owner in chosen},
+                self.block,
+            )
+        return result
+
+    def refusal(self, value: ir.Value, tensor: ir.TensorProtocol, context: Context) -> str | None:
+        """Return why the constant `value` must stay, or None."""
+        if value.is_graph_output():
+            return "an output of the model"
+        if any(node.domain == DOMAIN for node, _ in value.uses()):
+            return "encoded already"
+        if any(
+            context.excludes(each or "") for each in (value.name, *(node.name for node, _ in value.uses()))
+        ):
+            return "excluded"
+        return f"fewer than {self.min_size} elements" if tensor.size < self.min_size else None
+
+    def ways(self, weight: Weight) -> list[Way]:
+        """Return all ways to store `weight`."""
+        formats = ENCODERS.values() if self.format == "auto" else [ENCODERS[self.format]]
+        return [way for each in formats for call in each.encode(weight) for way in ways(call, self.block)]
+
+
+class Key(NamedTuple):
+    """A constant, before and after the operator set is raised: its name, and which one of that name it is."""
+
+    name: str
+    place: int
+
+
+def weights(model: ir.Model) -> dict[Key, tuple[ir.Value, ir.TensorProtocol]]:
+    """Return the constants of `model` and its subgraphs that may be weights, and their tensors."""
+    found: dict[Key, tuple[ir.Value, ir.TensorProtocol]] = {}
+    seen: Counter[str] = Counter()
+    inside = {graph for each in model.functions.values() for graph in each.subgraphs()}
+    for graph in graphs(model):
+        if isinstance(graph, ir.Function) or graph in inside:
+            continue
+        constants = [node.outputs[0] for node in graph if node.op_type == "Constant"]
+        for value in [*graph.initializers.values(), *constants]:
+            tensor = constant(value)
+            if tensor is not None and tensor.dtype in KINDS:
+                name = value.name or ""
+                found[Key(name, seen[name])] = value, tensor
+                seen[name] += 1
+    return found

@@ -1,0 +1,257 @@
+"""Every format: what is encoded decodes to the same bits, here and in onnxruntime, and damage is an error."""
+
+from collections.abc import Iterator
+from functools import cache
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from onnxcompress.errors import CompressError
+from onnxcompress.formats import ENCODERS, FORMATS, Call, Symbols, Weight, huffman, packing
+from onnxcompress.formats.base import Expression
+from onnxcompress.formats.storing import SPLIT, Way, store, ways
+from onnxcompress.formats.unpack import unpack
+from onnxcompress.model import check, load, to_proto
+
+DTYPES = [np.float16, np.float32, np.float64, np.int8, np.uint8]
+
+
+def few(dtype: type) -> st.SearchStrategy:
+    """Values of which some are special and most occur often."""
+    if np.issubdtype(dtype, np.floating):
+        return st.sampled_from([0.0, 0.0, 0.0, -0.0, 1.0, -2.5, np.inf, -np.inf, np.nan, 6e-8])
+    return st.sampled_from([0, 0, 0, 1, 2, 100])
+
+
+def arrays(max_side: int = 12) -> st.SearchStrategy:
+    return st.sampled_from(DTYPES).flatmap(
+        lambda dtype: hnp.arrays(
+            dtype,
+            hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=max_side),
+            elements=few(dtype),
+        )
+    )
+
+
+def computed(expression: Expression) -> np.ndarray:
+    """What numpy makes of `expression`."""
+    if isinstance(expression, Symbols):
+        return expression.values
+    if isinstance(expression, np.ndarray):
+        return expression
+    return FORMATS[expression.name].decode(
+        [computed(each) for each in expression.inputs], expression.attributes
+    )
+
+
+def same(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize("word", list(ENCODERS))
+@given(array=arrays())
+def test_what_is_encoded_decodes_to_the_same_bits(word: str, array: np.ndarray) -> None:
+    for call in ENCODERS[word].encode(Weight(array)):
+        assert same(computed(call), array)
+        for way in ways(call, 64):
+            assert same(computed(way.make()), array)
+
+
+def drawn(
+    seed: int, kinds: int, density: float, shape: tuple[int, ...], dtype: type = np.float32
+) -> np.ndarray:
+    draw = np.random.default_rng(seed)
+    table = draw.standard_normal(kinds) * 50
+    weight = table[np.minimum(draw.geometric(min(1.0, 4 / kinds) * 0.7, shape) - 1, kinds - 1)]
+    return np.where(draw.random(shape) < density, weight, 0).astype(dtype)
+
+
+CASES = {
+    "dense, 256 values": drawn(0, 256, 1, (60, 50)),
+    "dense, 255 values and zero": drawn(1, 255, 0.5, (31, 77)),
+    "two values": drawn(2, 2, 1, (40, 40)),
+    "ternary int8": np.random.default_rng(3).integers(-1, 2, (50, 41)).astype(np.int8),
+    "sparse, 16 values": drawn(4, 16, 0.1, (100, 90)),
+    "sparse, 5 values, float16": drawn(5, 5, 0.02, (4, 30, 30, 2), np.float16),
+    "sparse, all different": np.where(
+        drawn(6, 2, 0.1, (64, 64)), np.random.default_rng(6).standard_normal((64, 64)), 0
+    ).astype(np.float32),
+    "one element": np.eye(70, 1, dtype=np.float32).repeat(70, 1)[:, ::-1] * np.eye(70, dtype=np.float32),
+    "int8, normal": np.random.default_rng(7).normal(0, 30, (64, 99)).clip(-127, 127).astype(np.int8),
+    "special": np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 1e-45] * 200, np.float32).reshape(40, 30),
+}
+
+
+def model(weight: np.ndarray, opset: int = 13) -> ir.Model:
+    """A model that hands its weight out."""
+    kind = onnx.helper.np_dtype_to_tensor_dtype(weight.dtype)
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Reshape", ["w", "s"], ["y"])],
+        "g",
+        [onnx.helper.make_tensor_value_info("s", onnx.TensorProto.INT64, [weight.ndim])],
+        [onnx.helper.make_tensor_value_info("y", kind, weight.shape)],
+        [onnx.numpy_helper.from_array(weight, "w")],
+    )
+    imports = [onnx.helper.make_opsetid("", opset)]
+    return load(onnx.helper.make_model(graph, opset_imports=imports, ir_version=8))
+
+
+@cache
+def kept(name: str, block: int = 64) -> list[tuple[str, Way]]:
+    """Every way to store a case, with what it is called."""
+    return [
+        (f"{word}{number}: {way.text}", way)
+        for word, each in ENCODERS.items()
+        for number, call in enumerate(each.encode(Weight(CASES[name])))
+        for way in ways(call, block)
+    ]
+
+
+def stored(weight: np.ndarray, way: Way, block: int, opset: int = 13) -> ir.Model:
+    made = model(weight, opset)
+    store(made, {made.graph.initializers["w"]: way.make()}, {}, block)
+    check(made)
+    return made
+
+
+@pytest.mark.parametrize(("opset", "block"), [(13, 64), (18, 32), (23, 128)])
+@pytest.mark.parametrize("name", list(CASES))
+def test_functions_compute_what_decode_does(name: str, opset: int, block: int) -> None:
+    weight = CASES[name]
+    assert kept(name, block)
+    for text, way in kept(name, block):
+        made = stored(weight, way, block, opset)
+        proto = to_proto(made)
+        onnx.checker.check_model(proto, full_check=True)
+        session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+        assert same(session.run(None, {"s": np.array(weight.shape)})[0], weight), text
+        assert unpack(made) == ["w"]
+        assert same(made.graph.initializers["w"].const_value.numpy(), weight), text  # type: ignore[union-attr]
+        assert not made.functions
+        assert len(made.graph) == 1
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_the_estimate_of_a_size_is_close(name: str) -> None:
+    weight = CASES[name]
+    for text, way in kept(name):
+        made = stored(weight, way, 64)
+        functions = sum(ir.to_proto(each).ByteSize() for each in made.functions.values())
+        fixed = SPLIT if "Huffman" in text else 0  # counted with the function
+        rest = to_proto(made).ByteSize() - functions - fixed - to_proto(model(weight[:0])).ByteSize()
+        assert abs(rest - way.bytes) < 120 + 0.02 * way.bytes, text
+
+
+@given(st.lists(st.integers(0, 255), max_size=600), st.integers(0, 7))
+def test_packing_is_undone(values: list[int], shift: int) -> None:
+    symbols = Symbols(np.array(values, np.uint8) >> shift)
+    for call in (packing.unpacked(symbols), packing.digits(symbols)):
+        if call is not None:
+            np.testing.assert_array_equal(computed(call).reshape(-1)[: len(values)], symbols.values)
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 255), min_size=1, max_size=900), min_size=1, max_size=4),
+    st.sampled_from(huffman.BLOCKS),
+)
+def test_streams_side_by_side_are_decoded(streams: list[list[int]], block: int) -> None:
+    symbols = [Symbols(np.array(each, np.uint8)) for each in streams]
+    inputs, attributes = huffman.pack(symbols, block)
+    decoded = FORMATS[f"Huffman{block}"].decode(inputs, attributes)
+    parts = np.split(decoded, np.cumsum(attributes["blocks"])[:-1], axis=1)
+    for part, each in zip(parts, symbols, strict=True):
+        np.testing.assert_array_equal(part.reshape(-1)[: each.values.size], each.values)
+
+
+@given(st.lists(st.integers(1, 10**6), min_size=2, max_size=256))
+def test_codes_are_as_short_as_can_be(counts: list[int]) -> None:
+    ordered = np.sort(np.array(counts))
+    lengths = huffman.limited(ordered)
+    assert lengths.max() <= huffman.LIMIT
+    assert (2.0**-lengths).sum() == 1
+    assert (np.diff(lengths) <= 0).all()
+    entropy = -(ordered / ordered.sum() * np.log2(ordered / ordered.sum())).sum()
+    mean = (ordered * lengths).sum() / ordered.sum()
+    assert entropy - 1e-9 <= mean < entropy + 1
+
+
+def test_a_code_of_known_lengths() -> None:
+    np.testing.assert_array_equal(huffman.limited(np.array([1, 1, 2, 3, 5, 8])), [5, 5, 4, 3, 2, 1])
+
+
+def test_a_stream_of_equally_frequent_bytes_is_not_coded() -> None:
+    assert huffman.code(np.full(256, 7)) is None
+    assert huffman.coded_bytes(Symbols(np.arange(256, dtype=np.uint8)), 64) is None
+
+
+def damaged(draw: st.DrawFn, expression: Expression) -> Expression:
+    """`expression` with some of what is stored changed."""
+    if isinstance(expression, Symbols):
+        return damaged(draw, expression.values)
+    if isinstance(expression, Call):
+        attributes = {
+            key: draw(
+                st.just(value)
+                | st.integers(-3, 2**40)
+                | st.lists(st.integers(-3, 2**33), max_size=5).map(tuple)
+            )
+            for key, value in expression.attributes.items()
+        }
+        return Call(expression.name, tuple(damaged(draw, each) for each in expression.inputs), attributes)
+    array = expression.copy()
+    if array.size and draw(st.booleans()):
+        flat = array.reshape(-1).view(np.uint8)
+        flat[draw(st.integers(0, flat.size - 1))] = draw(st.integers(0, 255))
+    change = draw(st.sampled_from(["none", "none", "cut", "grown", "typed", "shaped"]))
+    if change == "cut":
+        return array.reshape(-1)[: draw(st.integers(0, array.size))]
+    if change == "grown":
+        return np.resize(array, (array.size + 3,))
+    if change == "typed":
+        return array.astype(draw(st.sampled_from([np.uint8, np.int64, np.float32, np.bool_])))
+    return array.reshape(1, -1) if change == "shaped" else array
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_damage_is_an_error_or_another_array_but_nothing_else(data: st.DataObject) -> None:
+    text, way = data.draw(st.sampled_from(kept(data.draw(st.sampled_from(list(CASES))))))
+    broken = damaged(data.draw, way.make())  # type: ignore[arg-type]
+    with np.errstate(invalid="ignore"):
+        try:
+            result = computed(broken)
+        except CompressError:
+            return
+        assert result.size <= 300 * (sum(each.size for each in leaves(broken)) + 64), text
+
+
+def leaves(expression: Expression) -> Iterator[np.ndarray]:
+    if isinstance(expression, Call):
+        for each in expression.inputs:
+            yield from leaves(each)
+    else:
+        yield computed(expression)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_damaged_streams_are_an_error_or_symbols(data: st.DataObject) -> None:
+    streams = [
+        Symbols(np.random.default_rng(seed).geometric(0.1, 700).clip(0, 255).astype(np.uint8))
+        for seed in range(3)
+    ]
+    inputs, attributes = huffman.pack(streams, 64)
+    broken = damaged(data.draw, Call("Huffman64", tuple(inputs), attributes))  # type: ignore[arg-type]
+    with np.errstate(invalid="ignore", over="ignore"):
+        try:
+            result = computed(broken)
+        except CompressError:
+            return
+    assert result.shape[0] == 64
+    assert result.dtype == np.uint8
