@@ -1,11 +1,15 @@
 """Storage formats: each is encode, decode, and a function of standard ONNX operators that decodes as well."""
 
 from onnxcompress.formats.base import DOMAIN, Call, Format, Symbols, Weight
+from onnxcompress.formats.bitmask import Bitmask
+from onnxcompress.formats.blockcsr import BlockCSR
 from onnxcompress.formats.codebook import Codebook, Lookup
+from onnxcompress.formats.csr import CSR
 from onnxcompress.formats.huffman import Huffman, Huffman32, Huffman128
 from onnxcompress.formats.joint import Joint
 from onnxcompress.formats.packing import Digits, Unpack
 from onnxcompress.formats.relative import RelativeIndex, Scatter
+from onnxcompress.formats.ternary import Binary, Ternary
 
 FORMATS: dict[str, Format] = {
     each.name: each
@@ -14,6 +18,11 @@ FORMATS: dict[str, Format] = {
         Lookup(),
         RelativeIndex(),
         Joint(),
+        Bitmask(),
+        Ternary(),
+        Binary(),
+        CSR(),
+        BlockCSR(),
         Scatter(),
         Unpack(),
         Digits(),
