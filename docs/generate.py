@@ -1,14 +1,15 @@
-"""Write docs/passes.md from the passes themselves; with --check, fail where it is stale."""
+"""Write docs/passes.md and docs/formats.md from the source; with --check, fail where they are stale."""
 
 import inspect
 import sys
 from pathlib import Path
 
 from onnxcompress.base import Pass
+from onnxcompress.formats import FORMATS, Format
 from onnxcompress.recipe import PRESETS, preset
 from onnxcompress.registry import passes
 
-PAGE = Path(__file__).parent / "passes.md"
+FOLDER = Path(__file__).parent
 HEAD = """# Passes
 
 Generated from the source by `make docs`; `onnxcompress passes NAME` prints the same in a terminal. An *exact*
@@ -16,10 +17,31 @@ pass keeps the outputs within a stated tolerance, a *lossy* one has its loss mea
 """
 
 
-def page() -> str:
-    """Return the page as Markdown."""
+FORMATS_HEAD = """# Formats
+
+Generated from the source by `make docs`. A stored weight is an expression of these functions, which stand in
+the file itself, in the domain `onnxcompress`: model-local functions of standard ONNX operators. `encode`
+tries every expression that gives back the same bits and keeps the smallest. `onnxcompress inspect FILE` shows
+what was chosen.
+"""
+
+
+def passes_page() -> str:
+    """Return the page on passes as Markdown."""
     presets = "\n".join(f"* `{name}` = `{preset(name)}`" for name in PRESETS)
     return "\n".join([HEAD, *(section(each) for each in passes().values()), f"## Presets\n\n{presets}\n"])
+
+
+def formats_page() -> str:
+    """Return the page on storage formats as Markdown."""
+    return "\n".join([FORMATS_HEAD, *map(specification, FORMATS.values())])
+
+
+def specification(each: Format) -> str:
+    """Return what the page says of one format."""
+    text = inspect.cleandoc(each.__doc__ or "").replace("``", "`")
+    word = f"`encode(format={each.word})` forces it.\n\n" if each.word else ""
+    return f"## `{each.name}`\n\n{text}\n\n{word}"
 
 
 def section(each: type[Pass]) -> str:
@@ -44,9 +66,12 @@ def section(each: type[Pass]) -> str:
     return f"## `{each.name}` ({each.effect.value})\n\n{text}\n\n{needs}" + "\n".join(rows) + "\n"
 
 
+PAGES = {"passes.md": passes_page, "formats.md": formats_page}
+
 if __name__ == "__main__":
-    if "--check" in sys.argv:
-        sys.exit(
-            0 if PAGE.exists() and PAGE.read_text() == page() else f"{PAGE.name} is stale: run make docs"
-        )
-    PAGE.write_text(page())
+    for name, page in PAGES.items():
+        path = FOLDER / name
+        if "--check" not in sys.argv:
+            path.write_text(page())
+        elif not path.exists() or path.read_text() != page():
+            sys.exit(f"{name} is stale: run make docs")
