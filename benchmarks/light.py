@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.version_converter
 from onnx import numpy_helper
 
 FOLDER = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
@@ -73,13 +74,27 @@ def _weight(
     return weight.astype(np.float32)
 
 
+def raised(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """Return `model` in the operator set `opset`, its initializers no inputs any more."""
+    stored = {each.name for each in model.graph.initializer}
+    inputs = [each for each in model.graph.input if each.name not in stored]
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+    model.ir_version = 8
+    return onnx.version_converter.convert_version(model, opset)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("names", nargs="*", choices=[*NAMES, []], default=NAMES)
     parser.add_argument("--divide", type=int, default=1)
+    parser.add_argument("--opset", type=int, help="raise them to this operator set")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
     for each in given.names or NAMES:
-        onnx.save(build(each, given.divide), given.folder / f"{each}.onnx")
+        made = build(each, given.divide)
+        if given.opset:
+            made = raised(made, given.opset)
+        onnx.save(made, given.folder / f"{each}.onnx")
         print(given.folder / f"{each}.onnx")
