@@ -16,7 +16,8 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 import onnxcompress
-from onnxcompress.base import Context, Effect, Pass, Runnable, Runtime, silent
+from onnxcompress.base import Context, Pass, silent
+from onnxcompress.check import Check, difference
 from onnxcompress.data import Data, load_data, random_data, split_slice
 from onnxcompress.errors import BoundError, CompressError, UsageError
 from onnxcompress.formats.unpack import unpack as decode
@@ -40,13 +41,10 @@ from onnxcompress.recipe import Recipe, as_recipe
 from onnxcompress.registry import find_runtime
 from onnxcompress.report import Report, Size, Step
 from onnxcompress.verify import (
-    Comparison,
     Tolerance,
     check_metric,
     check_valid,
     compare,
-    first_difference,
-    newly_broken,
 )
 
 if TYPE_CHECKING:
@@ -57,10 +55,7 @@ log = logging.getLogger("onnxcompress")
 VERIFY = ("each", "end", "off")
 LARGE = 500_000_000  # bytes of weights; above, weights stay on disk and outputs are compared once, at the end
 CHECK_SAMPLES = 32  # of the calibration data, for the comparison after each pass
-COLLAPSE = 0.9  # share of predictions that stay the same; below, the report warns
 MOST_THREADS = 1024  # an engine asked for many more may never start
-UNSTEADY = "the model's outputs differ from run to run: exact passes can't be held to their bound"
-UNSOUND = "the model's outputs hold NaN or infinity before any pass: what is said of them is of the rest"
 RANDOM_WARNING = (
     "no data was given: outputs were compared on random inputs, which tell nothing about accuracy"
 )
@@ -193,86 +188,6 @@ def compress(
     return Compressed(current, report)
 
 
-@dataclass
-class Check:
-    """Compares models on samples as a run goes on, and writes what it finds into the report.
-
-    Without `wanted` it runs nothing.
-    """
-
-    engine: Runtime
-    samples: Data
-    tolerance: Tolerance
-    report: Report
-    judged: Data | None
-    wanted: bool
-    first: Runnable | None = None
-    last: Runnable | None = None
-    steady: bool = True
-
-    def start(self, model: ir.Model | Path) -> None:
-        """Make the first model ready, and find out whether its outputs can be compared at all."""
-        if not self.wanted:
-            return
-        try:
-            self.first = self.last = self.engine.prepare(model)
-            found = compare(self.first, self.first, self.samples.take(1), tolerance=self.tolerance)
-        except CompressError as error:
-            if not self.samples.random:
-                raise
-            raise UsageError(
-                f"random inputs don't run this model, expected --calib data or --input-shape: {error}"
-            ) from error
-        self.steady = found.exact
-        if not found.exact:
-            self.report.notes.append(UNSTEADY)
-        if found.unsound:
-            self.report.notes.append(UNSOUND)
-
-    def step(self, each: Pass, given: ir.Model, current: ir.Model) -> None:
-        """Compare `current` with what the pass was `given`; BoundError with the first node that differs."""
-        if self.last is None:
-            return
-        before, self.last = self.last, self.engine.prepare(clone(current))
-        try:
-            found = compare(
-                before, self.last, self.samples, tolerance=self.tolerance, random=self.samples.random
-            )
-        except BoundError as error:
-            raise BoundError(f"{error}{self._where(given, current, newly_broken)}") from error
-        self.report.steps[-1].comparison = found
-        if self.steady and each.effect is Effect.EXACT and not found.exact:
-            where = self._where(given, current, lambda a, b: not self.tolerance.allows(a, b))
-            raise BoundError(f"outputs differ: {_difference(found)}{where}")
-        if found.agreement is not None and found.agreement < COLLAPSE and not found.random:
-            kept = f"{found.agreement:.1%} of predictions stayed the same"
-            self.report.notes.append(f"{each.name}: only {kept}; milder options keep more")
-
-    def _where(
-        self, given: ir.Model, current: ir.Model, differ: Callable[[np.ndarray, np.ndarray], bool]
-    ) -> str:
-        node = first_difference(given, current, self.engine, next(iter(self.samples)), differ)
-        return f", first at node {node}" if node else ""
-
-    def whole(self, recipe: Recipe, last: ir.Model | Path, verify: str) -> None:
-        """Compare the last model, or the file it was written to, with the first."""
-        if self.first is None:
-            return
-        self.last = self.engine.prepare(last)
-        if verify != "off":
-            found = compare(
-                self.first, self.last, self.samples, tolerance=self.tolerance, random=self.samples.random
-            )
-            self.report.comparison = found
-            if self.steady and recipe.effect is Effect.EXACT and not found.exact:
-                raise BoundError(f"{recipe}: outputs differ: {_difference(found)}")
-        if self.judged is not None:
-            labels = self.judged.labels
-            self.report.evaluation = compare(
-                self.first, self.last, self.judged, labels=labels, tolerance=self.tolerance
-            )
-
-
 def unpack(source: str | Path, output: str | Path, *, external_data: bool = False) -> list[str]:
     """Write the plain dense model of the encoded one in the file `source`; return the weights' names.
 
@@ -288,7 +203,7 @@ def unpack(source: str | Path, output: str | Path, *, external_data: bool = Fals
     def check(path: Path) -> None:
         found = compare(engine.prepare(given), engine.prepare(path), samples, tolerance=Tolerance(0, 0))
         if not found.exact:
-            raise BoundError(f"{source}: outputs differ: {_difference(found)}")
+            raise BoundError(f"{source}: outputs differ: {difference(found)}")
 
     save(model, output, external_data=external_data or bool(apart), check=check)
     return names
@@ -392,12 +307,6 @@ def _naming(each: Pass) -> Iterator[None]:
         if str(error).startswith(f"{each.name}: "):
             raise
         raise type(error)(f"{each.name}: {error}") from error
-
-
-def _difference(comparison: Comparison) -> str:
-    return (
-        f"{comparison.worst_output} by {comparison.largest_difference:.3g} at most, {comparison.snr:.1f} dB"
-    )
 
 
 def _tidy(model: ir.Model) -> None:

@@ -19,7 +19,7 @@ RANKS = [
     ["histogram", "calibrate", "measure", "verify"],
     ["qdq"],
     ["passes"],
-    ["recipe", "registry", "pipeline", "report"],
+    ["recipe", "registry", "report", "check", "pipeline"],
     ["cli"],
 ]
 PACKAGES = {"passes": ROOT / "passes", "runtimes": ROOT / "runtimes"} | {

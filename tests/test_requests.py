@@ -11,9 +11,9 @@ import onnx_ir as ir
 import pytest
 
 from onnxcompress import BoundError, Context, Effect, Pass, Recipe, Result, UsageError, compress
+from onnxcompress.check import UNSOUND
 from onnxcompress.model import load, tensors
 from onnxcompress.passes import Prune
-from onnxcompress.pipeline import UNSOUND
 from onnxcompress.verify import Tolerance, compare
 
 TESTDATA = Path(__file__).parent.parent / "testdata"
