@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -14,6 +14,7 @@ from onnxcompress.formats.base import DOMAIN, LARGEST, Attributes, Format, Symbo
 
 LIMIT = 12  # bits of the longest code
 BLOCKS = (32, 64, 128)  # how many symbols a block may have
+TABLE = 18  # bytes that a table takes in a file: its counts, and a number in each attribute
 PER_CALL = 4  # a function that decodes n symbols calls the one for n / 4, or n / 2, as often as it takes
 
 
@@ -21,21 +22,20 @@ class Huffman(Format):
     """Streams of symbols, Huffman coded, for all weights of a model at once.
 
     ``Huffman64(x: uint16, e: uint8 or uint16, c: uint8, v: uint8; blocks, least, first) -> uint8 [64, all
-    blocks]``, and so for blocks of 32 and 128 symbols. Stream t has blocks[t] blocks; its symbol i is at
-    [i // blocks[t], i % blocks[t]] of its part of the result, which a Split along axis 1 cuts out. So a
-    block's symbols come from all over the weight, and blocks take about as many bits. Symbols beyond the end
-    of a stream mean nothing.
+    blocks]``, and so for blocks of 32 and 128 symbols. A Split along axis 1 cuts the result into streams;
+    symbol i of a stream of n blocks is at [i // n, i % n] of its part. So a block's symbols come from all
+    over the weight, and blocks take about as many bits. Symbols beyond the end of a stream mean nothing.
+    Code t is that of blocks[t] blocks, of one stream or of several: similar streams share a code.
 
     * **x**: the bits of all blocks, one block after the other, the first of 16 bits being the highest of its
       word; then two words of padding.
     * **e**: the length of each block in bits, less least[t].
-    * **c** [streams, 12]: how many codes of 1, 2, ... 12 bits the stream has, at most 255 of one length and
-      256 in all. Codes are canonical: shorter ones come first, each is the one before plus 1.
-    * **v**: symbols in the order of their codes. Those of stream t begin at first[t] of the list of all bytes
-      0 to 255 followed by v: a stream whose symbols are numbered by falling frequency has first[t] = 0 and
-      needs no list.
+    * **c** [codes, 12]: how many symbols have 1, 2, ... 12 bits, at most 255 the same and 256 in all. Codes
+      are canonical: shorter ones come first, each is the one before plus 1.
+    * **v**: symbols in the order of their codes. Those of code t begin at first[t] of the list of all bytes
+      0 to 255 followed by v: where symbols are numbered by falling frequency, first[t] is 0 and v has none.
 
-    To decode, a table of 2^12 entries for each stream says which symbol, and of how many bits, any 12 bits
+    To decode, a table of 2^12 entries for each code says which symbol, and of how many bits, any 12 bits
     begin with. One step for all blocks takes the 12 bits at each block's position out of two words, looks
     them up, and moves on; 64 steps are 64 calls. Positions are int32, so that all streams together take at
     most 2^31 bits. While it decodes, it takes about 40 bytes a symbol, 12 for each byte of x, and 17 for each
@@ -49,11 +49,11 @@ class Huffman(Format):
     def decode(self, inputs: Sequence[np.ndarray], attributes: Attributes) -> np.ndarray:
         """Return the symbols [block, blocks, uint8]."""
         words, extra, counts, values = inputs
-        blocks, least, first = (self._each(attributes, name) for name in ("blocks", "least", "first"))
+        blocks, least, first = (self.each(attributes, name) for name in ("blocks", "least", "first"))
         tables, total = len(blocks), int(blocks.sum())
         extra = extra.reshape(-1).astype(np.int64)[:total]
         if counts.shape != (tables, LIMIT) or not tables or least.size != tables or first.size != tables:
-            raise CompressError(f"{self.name}: has tables {list(counts.shape)} for {tables} streams")
+            raise CompressError(f"{self.name}: has tables {list(counts.shape)} for {tables} codes")
         if words.dtype != np.uint16 or words.ndim != 1 or extra.size != total or (blocks < 1).any():
             raise CompressError(f"{self.name}: has {words.size} words for {total} blocks")
         if total * self.block > 16 * words.size + 256 * self.block:
@@ -74,20 +74,26 @@ class Huffman(Format):
             position += lengths[table + window]
         return result
 
-    def stream_bytes(self, inputs: Sequence[np.ndarray], attributes: Attributes) -> list[int]:
-        """Return the bytes that each stream takes: bits, block lengths, code lengths, and listed symbols."""
-        _, extra, counts, _ = inputs
-        blocks, least, first = (self._each(attributes, name) for name in ("blocks", "least", "first"))
-        ends = np.cumsum(blocks)
-        found = []
-        for end, count, low, listed, lengths in zip(ends, blocks, least, first, counts, strict=True):
-            bits = int(extra.reshape(-1)[end - count : end].sum(dtype=np.int64)) + int(count * low)
-            symbols = int(lengths.sum(dtype=np.int64)) if listed else 0
-            found.append(-(-bits // 8) + int(count) * extra.itemsize + LIMIT + symbols)
-        return found
+    def stream_bytes(
+        self, inputs: Sequence[np.ndarray], attributes: Attributes, sizes: Sequence[int]
+    ) -> list[int]:
+        """Return the bytes that each stream takes, of as many blocks as `sizes` says, and a share of its code.
 
-    def _each(self, attributes: Attributes, name: str) -> np.ndarray:
-        """Return an attribute that has a number for each stream."""
+        What counts are bits, block lengths, code lengths, and listed symbols.
+        """
+        _, extra, counts, _ = inputs
+        blocks, least, first = (self.each(attributes, name) for name in ("blocks", "least", "first"))
+        table = np.repeat(np.arange(blocks.size), blocks)[: extra.size]
+        listed = counts.sum(1, dtype=np.int64) * (first > 0)
+        fixed = (LIMIT + listed) / np.maximum(blocks, 1)
+        bits = extra.reshape(-1)[: table.size] + least[table]
+        each = bits / 8 + extra.itemsize + fixed[table]
+        ends = np.minimum(np.cumsum(sizes), each.size)
+        total = np.append(0, np.cumsum(each))[ends]
+        return [int(size) for size in np.diff(total, prepend=0)]
+
+    def each(self, attributes: Attributes, name: str) -> np.ndarray:
+        """Return an attribute that has a number for each code [codes, int64]."""
         found = attributes.get(name)
         if (
             not isinstance(found, tuple)
@@ -95,7 +101,7 @@ class Huffman(Format):
             or sum(found) > LARGEST
         ):
             raise CompressError(
-                f"{self.name}: has {name} {str(found)[:40]}, expected a number for each stream"
+                f"{self.name}: has {name} {str(found)[:40]}, expected a number for each code"
             )
         return np.array(found, np.int64)
 
@@ -290,20 +296,30 @@ class Code:
         """The symbols that must be stored: none where they are in the order of their numbers."""
         return self.symbols[:0] if (self.symbols == np.arange(self.symbols.size)).all() else self.symbols
 
+    def holds(self, counts: np.ndarray) -> bool:
+        """Return whether all symbols that occur have a code."""
+        return int(counts[self.symbols].sum()) == int(counts.sum())
+
     def bits(self, counts: np.ndarray) -> int:
         """Return how many bits symbols that occur `counts` times take."""
         return int((counts[self.symbols] * self.lengths).sum())
 
 
 def code(counts: np.ndarray) -> Code | None:
-    """Return the best code for symbols that occur `counts` times [256]; None where there is none to store."""
+    """Return the best code for symbols that occur `counts` times [256]; None where there is none to store.
+
+    Where that is smaller, symbols are in the order of their numbers and not listed.
+    """
     symbols = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
     if not symbols.size:
         return None
     lengths = limited(counts[symbols][::-1])[::-1]
     if np.bincount(lengths).max() > 255:
         return None
-    return Code(symbols.astype(np.uint8), lengths)
+    made = Code(symbols.astype(np.uint8), lengths)
+    plain = Code(np.arange(symbols.size, dtype=np.uint8), lengths)
+    more = plain.bits(counts) - made.bits(counts)
+    return plain if symbols.max() < symbols.size and more <= 8 * made.listed.size else made
 
 
 def limited(counts: np.ndarray) -> np.ndarray:
@@ -335,34 +351,74 @@ def coded_bytes(symbols: Symbols, block: int) -> int | None:
     if made is None or not symbols.values.size:
         return None
     blocks = _blocks(symbols.values.size, block)
-    return made.bits(symbols.counts) // 8 + blocks + LIMIT + made.listed.size + 6
+    return made.bits(symbols.counts) // 8 + blocks + TABLE + made.listed.size
 
 
-def pack(streams: Sequence[Symbols], block: int) -> tuple[list[np.ndarray], dict[str, tuple[int, ...]]]:
-    """Return inputs and attributes of the function that decodes `streams`, each of which can be coded."""
-    codes = [code(each.counts) for each in streams]
-    made = [each for each in codes if each is not None]
-    assert len(made) == len(streams)
-    blocks = [_blocks(each.values.size, block) for each in streams]
+class Packed(NamedTuple):
+    """Inputs and attributes of the function that decodes streams, and how its result is split.
+
+    Part i of the result, of `sizes` [i] blocks, is stream `order` [i].
+    """
+
+    inputs: list[np.ndarray]
+    attributes: dict[str, tuple[int, ...]]
+    order: list[int]
+    sizes: tuple[int, ...]
+
+
+def pack(streams: Sequence[Symbols], block: int) -> Packed:
+    """Return `streams`, each of which can be coded, for the function that decodes them."""
+    groups = alike(streams)
+    order = [each for members, _ in groups for each in members]
+    sizes = [_blocks(streams[each].values.size, block) for each in order]
     chunks: list[tuple[int, np.ndarray]] = []
-    sizes: list[np.ndarray] = []
+    extra: list[np.ndarray] = []
+    blocks: list[int] = []
     least: list[int] = []
     at = 0
-    for stream, each, count in zip(streams, made, blocks, strict=True):
-        words, lengths, at = _coded(stream.values, each, block, count, at)
-        chunks.append(words)
-        least.append(int(lengths.min()))
-        sizes.append(lengths - least[-1])
+    for members, made in groups:
+        own: list[np.ndarray] = []
+        for each in members:
+            count = sizes[len(extra) + len(own)]
+            chunk, lengths, at = _coded(streams[each].values, made, block, count, at)
+            chunks.append(chunk)
+            own.append(lengths)
+        least.append(min(int(lengths.min()) for lengths in own))
+        blocks.append(sum(lengths.size for lengths in own))
+        extra += [lengths - least[-1] for lengths in own]
     total = np.zeros((at >> 4) + 3, np.uint16)
     for begin, chunk in chunks:
         total[begin : begin + chunk.size] |= chunk[: total.size - begin]
-    extra = np.concatenate(sizes)
-    listed = [each.listed for each in made]
+    lengths = np.concatenate(extra)
+    lengths = lengths.astype(np.uint8 if lengths.max(initial=0) < 256 else np.uint16)
+    listed = [made.listed for _, made in groups]
     starts = np.cumsum([256, *(each.size for each in listed)])
     first = tuple(int(start) if each.size else 0 for start, each in zip(starts, listed, strict=False))
-    extra = extra.astype(np.uint8 if not extra.size or extra.max() < 256 else np.uint16)
-    inputs = [total, extra, np.stack([each.counts for each in made]), np.concatenate(listed).astype(np.uint8)]
-    return inputs, {"blocks": tuple(blocks), "least": tuple(least), "first": first}
+    counts = np.stack([made.counts for _, made in groups])
+    inputs = [total, lengths, counts, np.concatenate(listed).astype(np.uint8)]
+    attributes = {"blocks": tuple(blocks), "least": tuple(least), "first": first}
+    return Packed(inputs, attributes, order, tuple(sizes))
+
+
+def alike(streams: Sequence[Symbols]) -> list[tuple[list[int], Code]]:
+    """Return which of `streams` share a code, and the code: where that takes fewer bytes than their own.
+
+    From the longest on, each stream joins the code that suits it best, or brings its own.
+    """
+    groups: list[tuple[list[int], Code, np.ndarray]] = []
+    for number in sorted(range(len(streams)), key=lambda each: -streams[each].values.size):
+        counts = streams[number].counts
+        own = code(counts)
+        assert own is not None
+        costs = [own.bits(counts) + 8 * (TABLE + own.listed.size)]
+        costs += [made.bits(counts) if made.holds(counts) else 2**62 for _, made, _ in groups]
+        best = int(np.argmin(costs))
+        if best == 0:
+            groups.append(([number], own, counts.copy()))
+        else:
+            groups[best - 1][0].append(number)
+            groups[best - 1][2][:] += counts
+    return [(members, code(counts) or made) for members, made, counts in groups]
 
 
 def _blocks(count: int, block: int) -> int:

@@ -222,15 +222,16 @@ def _decoder(
     names: _Names, graph: ir.Graph, streams: Sequence[Symbols], block: int, made: dict[int, ir.Value]
 ) -> list[ir.Node]:
     """Return the nodes that decode all `streams`; `made` gets the value of each by its id."""
-    arrays, attributes = huffman.pack(streams, block)
-    inputs = [names.tensor(graph, array) for array in arrays]
-    node = names.node(f"Huffman{block}", inputs, attributes)
+    packed = huffman.pack(streams, block)
+    inputs = [names.tensor(graph, array) for array in packed.inputs]
+    node = names.node(f"Huffman{block}", inputs, packed.attributes)
     if len(streams) == 1:
         made[id(streams[0])] = node.outputs[0]
         return [node]
-    sizes = names.node("Constant", [], {"value_ints": attributes["blocks"]})
+    sizes = names.node("Constant", [], {"value_ints": packed.sizes})
     split = names.node("Split", [node.outputs[0], sizes.outputs[0]], {"axis": 1}, len(streams))
-    made.update({id(stream): output for stream, output in zip(streams, split.outputs, strict=True)})
+    for number, output in zip(packed.order, split.outputs, strict=True):
+        made[id(streams[number])] = output
     return [node, sizes, split]
 
 

@@ -222,11 +222,12 @@ def _stream_bytes(model: ir.Model, counted: set[ir.Value]) -> dict[ir.Value, int
         counted.update(values)
         users = [user for user, _ in node.outputs[0].uses()]
         split = users[0] if len(users) == 1 and users[0].op_type == "Split" else None
-        outputs = split.outputs if split is not None else node.outputs[:1]
+        attributes = _attributes(node)
+        outputs, sizes = node.outputs[:1], [sum(known.each(attributes, "blocks"))]
         if split is not None:
+            outputs, sizes = split.outputs, [int(each) for each in decoder(split.inputs[1])]
             counted.update(each for each in split.inputs[1:] if each is not None)
-        sizes = known.stream_bytes(arrays, _attributes(node))
-        found.update(zip(outputs, sizes, strict=False))
+        found.update(zip(outputs, known.stream_bytes(arrays, attributes, sizes), strict=False))
     return found
 
 

@@ -184,11 +184,22 @@ def test_packing_is_undone(values: list[int], shift: int) -> None:
 )
 def test_streams_side_by_side_are_decoded(streams: list[list[int]], block: int) -> None:
     symbols = [Symbols(np.array(each, np.uint8)) for each in streams]
-    inputs, attributes = huffman.pack(symbols, block)
-    decoded = FORMATS[f"Huffman{block}"].decode(inputs, attributes)
-    parts = np.split(decoded, np.cumsum(attributes["blocks"])[:-1], axis=1)
-    for part, each in zip(parts, symbols, strict=True):
-        np.testing.assert_array_equal(part.reshape(-1)[: each.values.size], each.values)
+    packed = huffman.pack(symbols, block)
+    decoded = FORMATS[f"Huffman{block}"].decode(packed.inputs, packed.attributes)
+    parts = np.split(decoded, np.cumsum(packed.sizes)[:-1], axis=1)
+    assert sorted(packed.order) == list(range(len(streams)))
+    for part, number in zip(parts, packed.order, strict=True):
+        values = symbols[number].values
+        np.testing.assert_array_equal(part.reshape(-1)[: values.size], values)
+
+
+def test_similar_streams_share_a_code_and_others_do_not() -> None:
+    draw = np.random.default_rng(0)
+    shares = [(0.1, 3000), (0.7, 3000), (0.11, 500), (0.69, 500)]
+    streams = [Symbols(draw.geometric(p, n).clip(1, 40).astype(np.uint8) - np.uint8(1)) for p, n in shares]
+    assert [members for members, _ in huffman.alike(streams)] == [[0, 2], [1, 3]]
+    apart = sum(huffman.coded_bytes(each, 64) or 0 for each in streams)
+    assert sum(each.nbytes for each in huffman.pack(streams, 64).inputs) < apart - 2 * huffman.LIMIT
 
 
 @given(st.lists(st.integers(1, 10**6), min_size=2, max_size=256))
@@ -268,7 +279,7 @@ def test_damaged_streams_are_an_error_or_symbols(data: st.DataObject) -> None:
         Symbols(np.random.default_rng(seed).geometric(0.1, 700).clip(0, 255).astype(np.uint8))
         for seed in range(3)
     ]
-    inputs, attributes = huffman.pack(streams, 64)
+    inputs, attributes, _, _ = huffman.pack(streams, 64)
     broken = damaged(data.draw, Call("Huffman64", tuple(inputs), attributes))  # type: ignore[arg-type]
     with np.errstate(invalid="ignore", over="ignore"):
         try:
