@@ -13,7 +13,7 @@ from onnxcompress.edit import home
 from onnxcompress.formats import DOMAIN, ENCODERS, Weight
 from onnxcompress.formats.base import OLDEST
 from onnxcompress.formats.huffman import BLOCKS
-from onnxcompress.formats.storing import Way, choose, store, ways
+from onnxcompress.formats.storing import Way, choose, promising, store, ways
 from onnxcompress.layers import constant
 from onnxcompress.model import convert_up, graphs
 
@@ -27,6 +27,11 @@ KINDS = (
 )
 
 
+COPIES = 2  # of the dense weights in memory, while onnxruntime loads them
+# words of `sparse_format` -> words of `format`
+SPARSE = {"relative": {"relative", "joint"}, "csr": {"csr"}, "block": {"block"}, "bitmask": {"bitmask"}}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Encode(Pass):
     """Store each weight in the format that takes the fewest bytes, exactly; the file extracts itself.
@@ -38,13 +43,26 @@ class Encode(Pass):
     Every format that gives back the same bits is tried, with and without a Huffman code, and the smallest is
     kept, the functions it needs included. All Huffman codes of a model are decoded at once. This pays for
     weights that are pruned, share values or are integers; others stay as they are. It is the last pass of a
-    recipe: other passes see no constants in what it wrote. Source: Han et al., Deep Compression, ICLR 2016.
+    recipe: other passes see no constants in what it wrote.
+
+    An engine that computes the weights when it loads the model keeps intermediate results until all are done.
+    ``load_memory`` bounds the memory this takes, at the price of a larger file: an engine is taken to hold
+    the dense weights twice while it loads them, as onnxruntime does, and what it does besides is not counted.
+    Source: Han et al., Deep Compression, ICLR 2016.
     """
 
     name: ClassVar[str] = "encode"
     effect: ClassVar[Effect] = Effect.EXACT
 
     format: str = option("auto", "the format to use, where it is exact", choices=("auto", *ENCODERS))
+    sparse_format: str = option(
+        "auto", "the format of weights of which half or more is zero", choices=("auto", *SPARSE)
+    )
+    load_memory: float = option(
+        0.0,
+        "most memory while the model is loaded, as a multiple of what the dense model takes; 0: any",
+        within=(0.0, 1e6),
+    )
     min_size: int = option(64, "leave tensors with fewer elements alone", within=(1, 2**62))
     block: int = option(
         64,
@@ -68,7 +86,7 @@ class Encode(Pass):
                 options[key] = weight.array.nbytes, self.ways(weight)
             else:
                 tied[key] = owner
-        chosen = choose(options)
+        chosen = choose(options, self.budget(model))
         for key, (size, _) in options.items():
             if key in chosen:
                 way = chosen[key]
@@ -103,10 +121,27 @@ class Encode(Pass):
             return "excluded"
         return f"fewer than {self.min_size} elements" if tensor.size < self.min_size else None
 
+    def budget(self, model: ir.Model) -> float | None:
+        """Return how many bytes intermediate results may take, or None."""
+        if not self.load_memory:
+            return None
+        dense = sum(tensor.nbytes for _, tensor in weights(model).values())
+        return COPIES * dense * max(0.0, self.load_memory - 1)
+
     def ways(self, weight: Weight) -> list[Way]:
-        """Return all ways to store `weight`."""
-        formats = ENCODERS.values() if self.format == "auto" else [ENCODERS[self.format]]
-        return [way for each in formats for call in each.encode(weight) for way in ways(call, self.block)]
+        """Return the ways to store `weight` that may be the best."""
+        words = {self.format} if self.format != "auto" else set(ENCODERS)
+        if self.sparse_format != "auto" and 2 * weight.zeros >= weight.bits.size:
+            words &= SPARSE[self.sparse_format]
+        weigh = self.load_memory > 0
+        found = [
+            way
+            for word, each in ENCODERS.items()
+            if word in words
+            for call in each.encode(weight)
+            for way in ways(call, self.block, weigh)
+        ]
+        return found if weigh else promising(found)
 
 
 class Key(NamedTuple):

@@ -5,6 +5,7 @@ from onnxcompress.formats.bitmask import Bitmask
 from onnxcompress.formats.blockcsr import BlockCSR
 from onnxcompress.formats.codebook import Codebook, Lookup
 from onnxcompress.formats.csr import CSR
+from onnxcompress.formats.escape import Escape
 from onnxcompress.formats.huffman import Huffman, Huffman32, Huffman128
 from onnxcompress.formats.joint import Joint
 from onnxcompress.formats.packing import Digits, Unpack
@@ -24,6 +25,7 @@ FORMATS: dict[str, Format] = {
         CSR(),
         BlockCSR(),
         Scatter(),
+        Escape(),
         Unpack(),
         Digits(),
         Huffman(),

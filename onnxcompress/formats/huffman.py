@@ -77,9 +77,9 @@ class Huffman(Format):
     def stream_bytes(
         self, inputs: Sequence[np.ndarray], attributes: Attributes, sizes: Sequence[int]
     ) -> list[int]:
-        """Return the bytes that each stream takes, of as many blocks as `sizes` says, and a share of its code.
+        """Return the bytes that each stream takes, of as many blocks as `sizes` says.
 
-        What counts are bits, block lengths, code lengths, and listed symbols.
+        What counts are bits and block lengths, and its share of code lengths and listed symbols.
         """
         _, extra, counts, _ = inputs
         blocks, least, first = (self.each(attributes, name) for name in ("blocks", "least", "first"))
@@ -100,9 +100,7 @@ class Huffman(Format):
             or any(not 0 <= each <= LARGEST for each in found)
             or sum(found) > LARGEST
         ):
-            raise CompressError(
-                f"{self.name}: has {name} {str(found)[:40]}, expected a number for each code"
-            )
+            raise CompressError(f"{self.name}: has {name} {str(found)[:40]}, expected a number for each code")
         return np.array(found, np.int64)
 
     def _tables(
@@ -135,7 +133,7 @@ class Huffman(Format):
 
     def memory(self, inputs: Sequence[np.ndarray], result: np.ndarray) -> int:
         """Return 40 bytes a symbol and what the tables and words take."""
-        return 40 * result.size + 12 * inputs[0].nbytes + 17 * (len(inputs[2]) << LIMIT)
+        return memory(result.size, inputs[0].nbytes, len(inputs[2]))
 
     def functions(self, opset: int) -> list[ir.Function]:
         """Return the functions that decode 1, 4, 16, ... symbols of each block, and the one calling them."""
@@ -354,6 +352,11 @@ def coded_bytes(symbols: Symbols, block: int) -> int | None:
     return made.bits(symbols.counts) // 8 + blocks + TABLE + made.listed.size
 
 
+def memory(symbols: int, size: int, codes: int) -> int:
+    """Return the bytes that decoding takes, for `symbols`, `size` bytes of bits, and `codes`."""
+    return 40 * symbols + 12 * size + 17 * (codes << LIMIT)
+
+
 class Packed(NamedTuple):
     """Inputs and attributes of the function that decodes streams, and how its result is split.
 
@@ -380,8 +383,8 @@ def pack(streams: Sequence[Symbols], block: int) -> Packed:
         own: list[np.ndarray] = []
         for each in members:
             count = sizes[len(extra) + len(own)]
-            chunk, lengths, at = _coded(streams[each].values, made, block, count, at)
-            chunks.append(chunk)
+            words, lengths, at = _coded(streams[each].values, made, block, count, at)
+            chunks.append(words)
             own.append(lengths)
         least.append(min(int(lengths.min()) for lengths in own))
         blocks.append(sum(lengths.size for lengths in own))
@@ -389,13 +392,13 @@ def pack(streams: Sequence[Symbols], block: int) -> Packed:
     total = np.zeros((at >> 4) + 3, np.uint16)
     for begin, chunk in chunks:
         total[begin : begin + chunk.size] |= chunk[: total.size - begin]
-    lengths = np.concatenate(extra)
-    lengths = lengths.astype(np.uint8 if lengths.max(initial=0) < 256 else np.uint16)
+    over = np.concatenate(extra)
+    over = over.astype(np.uint8 if over.max(initial=0) < 256 else np.uint16)
     listed = [made.listed for _, made in groups]
     starts = np.cumsum([256, *(each.size for each in listed)])
     first = tuple(int(start) if each.size else 0 for start, each in zip(starts, listed, strict=False))
     counts = np.stack([made.counts for _, made in groups])
-    inputs = [total, lengths, counts, np.concatenate(listed).astype(np.uint8)]
+    inputs = [total, over, counts, np.concatenate(listed).astype(np.uint8)]
     attributes = {"blocks": tuple(blocks), "least": tuple(least), "first": first}
     return Packed(inputs, attributes, order, tuple(sizes))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcompress.edit import Edit, home
-from onnxcompress.formats import FORMATS, huffman, packing
+from onnxcompress.formats import FORMATS, escape, huffman, packing
 from onnxcompress.formats.base import DOMAIN, VERSION, Attributes, Call, Expression, Symbols
 from onnxcompress.model import opset
 
@@ -26,32 +27,38 @@ _Key = TypeVar("_Key")
 class Way:
     """A way to store something: about how many bytes it takes, the functions it needs, and the expression.
 
-    In the expression made, every stream of symbols that is left is to be Huffman coded.
+    In the expression made, every stream of symbols that is left is to be Huffman coded. `memory` are the
+    bytes that an engine takes for intermediate results while it computes the expression.
     """
 
     bytes: float
     names: frozenset[str]
     make: Callable[[], Expression]
     text: str = ""  # such as "Codebook(Huffman64)"
+    memory: float = 0.0
 
 
-def ways(expression: Expression, block: int) -> list[Way]:
-    """Return the ways to store `expression`, for Huffman codes in blocks of `block` symbols."""
+def ways(expression: Expression, block: int, weigh: bool = False) -> list[Way]:
+    """Return the ways to store `expression`, for Huffman codes in blocks of `block` symbols.
+
+    They are the smallest for each set of functions; with `weigh`, those that take less memory, too.
+    """
     if isinstance(expression, np.ndarray):
         return [Way(expression.nbytes + TENSOR, frozenset(), lambda: expression)]
     if isinstance(expression, Symbols):
-        return _symbol_ways(expression, block)
-    return _best(_combined(expression, block))
+        return _best(_symbol_ways(expression, block, weigh))
+    return _best(_combined(expression, block, weigh))
 
 
-def _combined(call: Call, block: int) -> list[Way]:
-    """Return the ways to store a call: those of its inputs in all combinations."""
-    parts = itertools.product(*(ways(each, block) for each in call.inputs))
-    return [_called(call, inputs) for inputs in parts]
+def _combined(call: Call, block: int, weigh: bool) -> Iterator[Way]:
+    """Yield the ways to store a call: those of its inputs in all combinations."""
+    memory = _memory(call) if weigh else 0
+    for inputs in itertools.product(*(ways(each, block, weigh) for each in call.inputs)):
+        yield _called(call, inputs, memory)
 
 
-def _called(call: Call, inputs: Sequence[Way]) -> Way:
-    """Return the way that stores the inputs of `call` as `inputs` say."""
+def _called(call: Call, inputs: Sequence[Way], memory: float) -> Way:
+    """Return the way that stores the inputs of `call` as `inputs` say; `memory` is what the call takes."""
     own = CALL + sum(map(_size, call.attributes.values()))
     inner = ", ".join(each.text for each in inputs if each.text)
     return Way(
@@ -59,7 +66,17 @@ def _called(call: Call, inputs: Sequence[Way]) -> Way:
         frozenset({call.name}).union(*(each.names for each in inputs)),
         lambda: Call(call.name, tuple(each.make() for each in inputs), call.attributes),
         f"{call.name}({inner})" if inner else call.name,
+        memory + sum(each.memory for each in inputs),
     )
+
+
+def _memory(call: Call) -> int:
+    """Return the bytes that the function of `call` takes, and what it is given by other calls."""
+    inputs = [computed(each) for each in call.inputs]
+    given = sum(
+        array.nbytes for each, array in zip(call.inputs, inputs, strict=True) if isinstance(each, Call)
+    )
+    return given + FORMATS[call.name].memory(inputs, computed(call))
 
 
 def _size(attribute: object) -> int:
@@ -67,37 +84,60 @@ def _size(attribute: object) -> int:
 
 
 def _best(found: Iterable[Way]) -> list[Way]:
-    """Return the smallest way for each set of functions."""
-    best: dict[frozenset[str], Way] = {}
-    for way in found:
-        if way.names not in best or way.bytes < best[way.names].bytes:
-            best[way.names] = way
-    return list(best.values())
+    """Return the ways than which none with the same functions takes fewer bytes and less memory."""
+    best: dict[frozenset[str], list[Way]] = {}
+    for way in sorted(found, key=lambda each: (each.bytes, each.memory)):
+        rivals = best.setdefault(way.names, [])
+        if not rivals or way.memory < rivals[-1].memory:
+            rivals.append(way)
+    return [way for rivals in best.values() for way in rivals]
 
 
-def _symbol_ways(symbols: Symbols, block: int) -> list[Way]:
-    """Return the ways to store `symbols`: as they are, packed, coded, and several to a byte, coded or not."""
-    found = _byte_ways(symbols, block)
-    width = max(1, (symbols.size - 1).bit_length())
-    if width < 8:
-        packed = -(-symbols.values.size // 8) * width
-        make = partial(packing.unpacked, symbols)
-        found.append(Way(packed + CALL + TENSOR, frozenset({"Unpack"}), make, "Unpack"))
+def _symbol_ways(symbols: Symbols, block: int, weigh: bool) -> Iterator[Way]:
+    """Yield the ways to store `symbols`: as they are, packed, coded, and several to a byte, coded or not."""
+    yield from _byte_ways(symbols, block)
+    count, bits = symbols.values.size, max(1, (symbols.size - 1).bit_length())
+    if bits < 8:
+        size = -(-count // 8) * bits + CALL + TENSOR
+        memory = 28 * count
+        yield Way(size, frozenset({"Unpack"}), partial(packing.unpacked, symbols), "Unpack", memory)
     several = packing.digits(symbols)
     if several is not None:
         bytes_ = several.inputs[0]
         assert isinstance(bytes_, Symbols)
-        found += [_called(several, [way]) for way in _byte_ways(bytes_, block)]
-    return _best(found)
+        memory = _memory(several) + count if weigh else 0
+        for way in _byte_ways(bytes_, block):
+            yield _called(several, [way], memory)
+    if (width := escape.width(symbols)) is not None:
+        size = int(escape.size(symbols, width)) + 3 * (CALL + TENSOR)
+        names = frozenset({"Escape", "RelativeIndex", "Digits" if width in (1, 2, 4) else "Unpack"})
+        make = partial(escape.escaped, symbols, width)
+        memory = _memory(make()) + count if weigh else 0
+        yield Way(size, names, make, "Escape", memory)
 
 
-def _byte_ways(symbols: Symbols, block: int) -> list[Way]:
-    """Return the ways to store `symbols` without a call of their own: as they are, and coded."""
-    found = [Way(symbols.values.size + TENSOR, frozenset(), lambda: symbols.values)]
+def _byte_ways(symbols: Symbols, block: int) -> Iterator[Way]:
+    """Yield the ways to store `symbols` without a call of their own: as they are, and coded."""
+    yield Way(symbols.values.size + TENSOR, frozenset(), lambda: symbols.values)
     size = huffman.coded_bytes(symbols, block)
     if size is not None:
-        found.append(Way(size, frozenset({f"Huffman{block}"}), lambda: symbols, f"Huffman{block}"))
-    return found
+        memory = huffman.memory(symbols.values.size, size, 1)
+        yield Way(size, frozenset({f"Huffman{block}"}), lambda: symbols, f"Huffman{block}", memory)
+
+
+def promising(found: Sequence[Way]) -> list[Way]:
+    """Return those of the `found` ways that may be the smallest, whatever functions a file has anyway."""
+    least = min((way.bytes + sum(map(function_bytes, way.names)) for way in found), default=0.0)
+    return [way for way in found if way.bytes <= least]
+
+
+def computed(expression: Expression) -> np.ndarray:
+    """Return what `expression` stands for."""
+    if isinstance(expression, np.ndarray):
+        return expression
+    if isinstance(expression, Symbols):
+        return expression.values
+    return FORMATS[expression.name].decode(list(map(computed, expression.inputs)), expression.attributes)
 
 
 @cache
@@ -108,19 +148,36 @@ def function_bytes(name: str) -> int:
     return own + SPLIT if name.startswith("Huffman") else own
 
 
-def choose(options: Mapping[_Key, tuple[int, Sequence[Way]]]) -> dict[_Key, Way]:
+def choose(options: Mapping[_Key, tuple[int, Sequence[Way]]], memory: float | None = None) -> dict[_Key, Way]:
     """Return how to store each weight for which it pays; `options` are its dense bytes and ways.
+
+    With `memory`, all of them together take at most as many bytes of it at load: memory gets a price in bytes
+    of the file, and the lowest at which they keep within it is found to a few percent.
+    """
+    if memory is None:
+        return _chosen(options, 0.0)
+    prices = [0.0, *(2.0 ** np.arange(-20, 8, 0.125)).tolist()]
+
+    def fits(price: float) -> bool:
+        return sum(way.memory for way in _chosen(options, price).values()) <= memory
+
+    place = bisect.bisect_left(prices, True, key=fits)
+    return _chosen(options, prices[place]) if place < len(prices) else {}
+
+
+def _chosen(options: Mapping[_Key, tuple[int, Sequence[Way]]], price: float) -> dict[_Key, Way]:
+    """Return how to store each weight for which it pays, where a byte of memory costs `price`.
 
     All functions are allowed at first, then each is taken away if the rest does as well without: a function
     must pay for itself.
     """
     allowed = {name for _, each in options.values() for way in each for name in way.names}
-    total, chosen = _total(options, allowed)
+    total, chosen = _total(options, allowed, price)
     improved = True
     while improved:
         improved = False
         for name in sorted({name for way in chosen.values() for name in way.names}):
-            less, fewer = _total(options, allowed - {name})
+            less, fewer = _total(options, allowed - {name}, price)
             if less < total:
                 total, chosen, improved = less, fewer, True
                 allowed = allowed - {name}
@@ -128,18 +185,22 @@ def choose(options: Mapping[_Key, tuple[int, Sequence[Way]]]) -> dict[_Key, Way]
 
 
 def _total(
-    options: Mapping[_Key, tuple[int, Sequence[Way]]], allowed: Collection[str]
+    options: Mapping[_Key, tuple[int, Sequence[Way]]], allowed: Collection[str], price: float
 ) -> tuple[float, dict[_Key, Way]]:
-    """Return the bytes of all weights with the functions `allowed`, and the way of each that is encoded."""
+    """Return the cost of all weights with the functions `allowed`, and the way of each that is encoded."""
+
+    def cost(way: Way) -> float:
+        return way.bytes + price * way.memory
+
     total = 0.0
     chosen: dict[_Key, Way] = {}
     for key, (dense, found) in options.items():
-        able = [way for way in found if way.names.issubset(allowed)]
-        best = min(able, key=lambda way: way.bytes, default=None)
-        if best is None or best.bytes >= dense + TENSOR:
+        able = [way for way in found if way.names.issubset(allowed) and way.bytes < dense + TENSOR]
+        best = min(able, key=cost, default=None)
+        if best is None or cost(best) >= dense + TENSOR:
             total += dense + TENSOR
         else:
-            total += best.bytes
+            total += cost(best)
             chosen[key] = best
     used = {name for way in chosen.values() for name in way.names}
     return total + sum(map(function_bytes, used)), chosen

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from onnxcompress.errors import CompressError
-from onnxcompress.formats import ENCODERS, FORMATS, Call, Symbols, Weight, huffman, packing
+from onnxcompress.formats import ENCODERS, FORMATS, Call, Symbols, Weight, escape, huffman, packing
 from onnxcompress.formats.base import Expression
-from onnxcompress.formats.storing import SPLIT, Way, store, ways
+from onnxcompress.formats.storing import SPLIT, Way, choose, computed, store, ways
 from onnxcompress.formats.unpack import unpack
 from onnxcompress.model import check, load, to_proto
 
@@ -36,17 +36,6 @@ def arrays(max_side: int = 12) -> st.SearchStrategy:
             hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=max_side),
             elements=few(dtype),
         )
-    )
-
-
-def computed(expression: Expression) -> np.ndarray:
-    """What numpy makes of `expression`."""
-    if isinstance(expression, Symbols):
-        return expression.values
-    if isinstance(expression, np.ndarray):
-        return expression
-    return FORMATS[expression.name].decode(
-        [computed(each) for each in expression.inputs], expression.attributes
     )
 
 
@@ -176,6 +165,39 @@ def test_packing_is_undone(values: list[int], shift: int) -> None:
     for call in (packing.unpacked(symbols), packing.digits(symbols)):
         if call is not None:
             np.testing.assert_array_equal(computed(call).reshape(-1)[: len(values)], symbols.values)
+
+
+@given(st.lists(st.integers(0, 255) | st.integers(0, 9), max_size=900))
+def test_exceptions_are_put_back(values: list[int]) -> None:
+    symbols = Symbols(np.array(values, np.uint8))
+    for width in escape.WIDTHS:
+        np.testing.assert_array_equal(computed(escape.escaped(symbols, width)), symbols.values)
+
+
+def test_rare_large_numbers_become_exceptions_in_few_bytes() -> None:
+    symbols = Symbols(np.random.default_rng(0).geometric(0.3, 8000).clip(1, 256).astype(np.uint8))
+    assert escape.width(symbols) == 4
+    call = escape.escaped(symbols, 4)
+    assert sum(each.nbytes for each in leaves(call)) == pytest.approx(escape.size(symbols, 4), rel=0.02)
+    assert escape.size(symbols, 4) < 0.6 * symbols.values.size
+    assert escape.width(Symbols(np.arange(256, dtype=np.uint8))) is None
+
+
+def way(bytes_: float, memory: float, name: str) -> Way:
+    return Way(bytes_, frozenset({name}), lambda: np.zeros(0), name, memory)
+
+
+def test_within_a_budget_of_memory_the_smallest_ways_are_chosen() -> None:
+    each = [way(1e6, 8e6, "Codebook"), way(2e6, 1e6, "Lookup"), way(5e6, 0, "Scatter")]
+    options = dict.fromkeys(range(4), (10**7, each))
+
+    def chosen(memory: float | None) -> list[str]:
+        return sorted(each.text for each in choose(options, memory).values())
+
+    assert chosen(None) == chosen(32e6) == ["Codebook"] * 4
+    assert chosen(31e6) == ["Lookup"] * 4
+    assert chosen(3e6) == ["Scatter"] * 4
+    assert chosen(0) == ["Scatter"] * 4
 
 
 @given(

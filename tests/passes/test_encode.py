@@ -17,6 +17,7 @@ from onnxcompress.errors import CompressError, UsageError
 from onnxcompress.formats.unpack import is_encoded, ledger, unpack
 from onnxcompress.model import clone, load, opset, save, to_proto
 from onnxcompress.passes import Encode, Prune
+from onnxcompress.runtimes.interpreter import Interpreter
 
 TESTDATA = Path(__file__).parent.parent.parent / "testdata"
 TEXT = """agraph (float[N, 64] x) => (float[N, 10] y)
@@ -30,6 +31,9 @@ TEXT = """agraph (float[N, 64] x) => (float[N, 10] y)
 DRAW = np.random.default_rng(0)
 FEW = (np.round(DRAW.standard_normal((64, 64)) * 4) / 8).astype(np.float32)
 SPARSE = (DRAW.standard_normal((64, 64)) * (DRAW.random((64, 64)) < 0.1)).astype(np.float32)
+SQUARE = np.where(
+    DRAW.random((256, 256)) < 0.1, np.round(DRAW.standard_normal((256, 256)) * 4) / 8 + 0.0, 0
+).astype(np.float32)
 FEEDS = {"x": DRAW.standard_normal((3, 64)).astype(np.float32)}
 
 
@@ -103,6 +107,44 @@ def test_a_format_can_be_forced(word: str, function: str) -> None:
     encode(target, format=word)
     assert ("onnxcompress", function, "") in target.functions
     assert not {"Joint"} & {name for _, name, _ in target.functions}
+
+
+def square(weight: np.ndarray) -> ir.Model:
+    """A model with one weight [256, 256]."""
+    made = model("g (float[N, 256] x) => (float[N, 256] y) <float[256, 256] w = {}> { y = MatMul(x, w) }")
+    made.graph.initializers["w"].const_value = ir.tensor(weight, name="w")
+    return made
+
+
+def test_a_format_for_sparse_weights_can_be_forced() -> None:
+    target = square(SQUARE)
+    encode(target, sparse_format="csr")
+    assert ("onnxcompress", "CSR", "") in target.functions
+    assert not {"Joint", "RelativeIndex", "Bitmask"} & {name for _, name, _ in target.functions}
+
+
+def test_memory_at_load_can_be_bounded() -> None:
+    sizes, peaks = [], []
+    for bound in (0, 2.6, 2):
+        target = square(SQUARE)
+        encode(target, load_memory=bound)
+        sizes.append(to_proto(target).ByteSize())
+        peaks.append(intermediate(target))
+        assert not bound or peaks[-1] <= 2 * SQUARE.nbytes * (bound - 1)
+    assert sizes == sorted(sizes)
+    assert len(set(sizes)) == 3
+    assert peaks == sorted(peaks, reverse=True)
+
+
+def intermediate(target: ir.Model) -> int:
+    """How many bytes the results have that come before the weight w."""
+    found = [0]
+
+    def hook(node: ir.Node, inputs: object, outputs: list[np.ndarray]) -> None:
+        found[0] += sum(each.nbytes for each in outputs) if node.domain == "" else 0
+
+    Interpreter(hooks=(hook,)).prepare(target, outputs=["w"]).run({"x": FEEDS["x"][:1].repeat(4, 1)})
+    return found[0] - SQUARE.nbytes
 
 
 def test_only_known_formats_and_blocks_are_taken() -> None:
