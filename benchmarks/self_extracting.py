@@ -1,12 +1,13 @@
 """Files that extract themselves, beside the dense ones: bytes, time to load, memory, latency.
 
-    python benchmarks/self_extracting.py [MODEL ...] [--block 64] [--rounds 7]
+    python benchmarks/self_extracting.py [MODEL ...] [--first RECIPE] [--load-memory 3] [--block 64]
 
-Without a model, a matrix of 9,216 x 4,096 at 10 % density with 16 values is made, as the first connected
-layer of AlexNet is in Deep Compression (Han et al., ICLR 2016). Sizes are compared with the entropy of gaps
-and values. Files are loaded in turns, with a warm cache, each in a process of its own. Memory is that of
-the process above what it was before: the most at any time, and what is left when the session is ready,
-before and after the C library is asked to hand free memory back.
+Models whose weights are all different need a recipe `--first`, such as prune,cluster, that makes what is then
+the dense model. Without a model, a matrix of 9,216 x 4,096 at 10 % density with 16 values is made, as the
+first connected layer of AlexNet is in Deep Compression (Han et al., ICLR 2016). Sizes are compared with the
+entropy of gaps and values. Files are loaded in turns, with a warm cache, each in a process of its own. Memory
+is that of the process above what it was before: the most at any time, and what is left when the session is
+ready, before and after the C library is asked to hand free memory back.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 LOAD = """
 import ctypes, json, sys, time
@@ -43,12 +45,25 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("models", nargs="*", type=Path)
+    parser.add_argument("--first", help="recipe that makes the dense model, such as cluster(bits=6)")
     parser.add_argument("--block", type=int, default=64)
+    parser.add_argument("--load-memory", type=float, default=0.0)
     parser.add_argument("--rounds", type=int, default=7, help="how often each file is loaded")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         for path in given.models or [matrix(Path(folder))]:
-            report(path, Path(folder), given.block, given.rounds)
+            if given.first:
+                path = prepared(path, given.first, Path(folder))
+            options = {"block": given.block, "load_memory": given.load_memory}
+            report(path, Path(folder), options, given.rounds)
+
+
+def prepared(path: Path, recipe: str, folder: Path) -> Path:
+    """Return the dense model that the passes of `recipe` make of the one in `path`."""
+    from onnxcompress import compress
+
+    compress(path, recipe, output=folder / path.name, verify="off")
+    return folder / path.name
 
 
 def matrix(folder: Path) -> Path:
@@ -75,7 +90,7 @@ def matrix(folder: Path) -> Path:
     return folder / "fc6.onnx"
 
 
-def report(path: Path, folder: Path, block: int, rounds: int) -> None:
+def report(path: Path, folder: Path, options: dict[str, Any], rounds: int) -> None:
     """Print what `path` costs dense and encoded."""
     import numpy as np
 
@@ -92,7 +107,7 @@ def report(path: Path, folder: Path, block: int, rounds: int) -> None:
     elements = sum(value.const_value.size for value in model.graph.initializers.values())
     bound = sum(map(entropy, (value.const_value.numpy() for value in model.graph.initializers.values())))
     began = time.perf_counter()
-    Encode(block=block).call(model, Context())
+    Encode(**options).call(model, Context())
     seconds = time.perf_counter() - began
     encoded = folder / "encoded.onnx"
     save(model, encoded)
@@ -109,8 +124,8 @@ def report(path: Path, folder: Path, block: int, rounds: int) -> None:
     for name, figures in zip(("dense", "encoded"), np.median(times, axis=0), strict=True):
         spent, peak, left, rest = figures
         print(f"  {name:8s} loads in {spent:.3f} s; MB: peak {peak:.0f}, left {left:.0f}, trimmed {rest:.0f}")
-    ratio = np.median(times[:, 1, 0] / times[:, 0, 0])
-    print(f"  time to load: {ratio:.2f} x")
+    ratios = np.median(times[:, 1] / times[:, 0], axis=0)
+    print(f"  ratios: time to load {ratios[0]:.2f}, peak memory {ratios[1]:.2f}, left {ratios[2]:.2f}")
     sessions = [OnnxRuntime(threads=1).prepare(each) for each in paths]
     feeds = next(iter(random_data(load(path), shapes={}, seed=0)))
     outputs = [session.run(feeds) for session in sessions]
