@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 METHODS = ("linear", "density", "optimal", "entropy")
-_STEPS = 2_000  # by then the centres of even a large tensor hardly move
+_STEPS = 2_000
+_STILL = 1e-4  # of the numbers' variance
 _BINS = 2_048
 _CHUNK = 1 << 18
 
@@ -100,8 +101,8 @@ def cuts(points: Points, count: int, method: str = "linear", price: float = 1.0)
     if method == "entropy":
         return least(points, count, price)
     if method == "optimal":
-        centres = means(points, least(points, count))
-    elif method == "density":
+        return lloyd(points, means(points, least(points, count)), 0.0)
+    if method == "density":
         ranks = (np.arange(count) + 0.5) / count * points.values.size
         centres = np.unique(points.values[ranks.astype(np.int64)]).astype(np.float64)
     else:
@@ -124,21 +125,28 @@ def means(points: Points, edges: np.ndarray) -> np.ndarray:
     return mean
 
 
-def lloyd(points: Points, centres: np.ndarray) -> np.ndarray:
+def lloyd(points: Points, centres: np.ndarray, still: float = _STILL) -> np.ndarray:
     """Return the cuts, as of :func:`cuts`, between clusters that began around `centres` [k, ascending].
 
-    Each centre moves to the mean of the numbers nearest to it, until no number changes its cluster. One that
-    is nearest to no number waits where it is, and is left out in the end.
+    Each centre moves to the mean of the numbers nearest to it, until the squares of all movements add up to
+    at most `still` times the numbers' variance: by default, the tolerance of scikit-learn's KMeans. To go on
+    to the end makes steps finer where numbers are many and coarser for the large ones, which matter more. A
+    centre that is nearest to no number waits where it is, and is left out in the end.
     """
     ends, before = [0, points.values.size], np.empty(0)
+    peak = float(np.abs(points.values[[0, -1]]).max()) or 1.0  # so that squares stay finite
+    enough = still * float(np.var(points.values / peak, dtype=np.float64))
     for _ in range(_STEPS):
         boundaries = (centres[:-1] / 2 + centres[1:] / 2).astype(points.values.dtype)
         inner = np.searchsorted(points.values, boundaries, side="right")
         edges = np.concatenate([ends[:1], inner, ends[1:]])
         if np.array_equal(edges, before):
             break
-        before, centres = edges, centres.copy()
+        before, last = edges, centres
+        centres = last.copy()
         centres[np.diff(edges) > 0] = means(points, np.unique(edges))
+        if np.sum((centres / peak - last / peak) ** 2) <= enough:
+            break
     return np.unique(before)
 
 

@@ -108,7 +108,7 @@ def test_the_optimum_on_normal_numbers_is_that_of_max() -> None:
 def test_lloyd_ends_where_each_number_is_nearest_to_the_mean_of_its_cluster() -> None:
     numbers = np.sort(np.random.default_rng(0).standard_normal(5000))
     points = prefix_sums(numbers)
-    edges = lloyd(points, np.linspace(numbers[0], numbers[-1], 16))
+    edges = lloyd(points, np.linspace(numbers[0], numbers[-1], 16), 0.0)
     centres = means(points, edges)
     nearest = np.abs(numbers[:, None] - centres).argmin(axis=1)
     np.testing.assert_array_equal(nearest, np.repeat(np.arange(len(centres)), np.diff(edges)))
