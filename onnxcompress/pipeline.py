@@ -196,7 +196,7 @@ def unpack(source: str | Path, output: str | Path, *, external_data: bool = Fals
     model = load(source)
     given, apart = clone(model), external_files(model, source)
     _check_targets([output], [Path(source), *apart])
-    names = decode(model)
+    names = decode(model, sparse=True)
     engine = find_runtime("onnxruntime").make(frugal=weight_bytes(model) > LARGE)
     samples = random_data(model, count=1)
 

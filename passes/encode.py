@@ -15,7 +15,7 @@ from onnxcompress.formats.base import OLDEST
 from onnxcompress.formats.huffman import BLOCKS
 from onnxcompress.formats.storing import Way, choose, promising, store, ways
 from onnxcompress.layers import constant
-from onnxcompress.model import convert_up, graphs
+from onnxcompress.model import SparseTensor, convert_up, graphs
 
 KINDS = (
     ir.DataType.FLOAT,
@@ -29,7 +29,13 @@ KINDS = (
 
 COPIES = 2  # of the dense weights in memory, while onnxruntime loads them
 # words of `sparse_format` -> words of `format`
-SPARSE = {"relative": {"relative", "joint"}, "csr": {"csr"}, "block": {"block"}, "bitmask": {"bitmask"}}
+SPARSE = {
+    "relative": {"relative", "joint"},
+    "csr": {"csr"},
+    "block": {"block"},
+    "bitmask": {"bitmask"},
+    "coo": {"coo"},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +87,8 @@ class Encode(Pass):
                 result.left(key.name, reason)
                 continue
             weight = Weight(tensor.numpy())
-            owner = first.setdefault(weight.key, key) if home(value) is model.graph else key
+            shared = home(value) is model.graph and self.format != "coo"
+            owner = first.setdefault(weight.key, key) if shared else key
             if owner is key:
                 options[key] = weight.array.nbytes, self.ways(weight)
             else:
@@ -113,6 +120,8 @@ class Encode(Pass):
         """Return why the constant `value` must stay, or None."""
         if value.is_graph_output():
             return "an output of the model"
+        if self.format == "coo" and isinstance(tensor, SparseTensor):
+            return "encoded already"
         if any(node.domain == DOMAIN for node, _ in value.uses()):
             return "encoded already"
         if any(
@@ -130,9 +139,10 @@ class Encode(Pass):
 
     def ways(self, weight: Weight) -> list[Way]:
         """Return the ways to store `weight` that may be the best."""
-        words = {self.format} if self.format != "auto" else set(ENCODERS)
+        automatic = {word for word, each in ENCODERS.items() if each.automatic}
+        words = {self.format} if self.format != "auto" else automatic
         if self.sparse_format != "auto" and 2 * weight.zeros >= weight.bits.size:
-            words &= SPARSE[self.sparse_format]
+            words = SPARSE[self.sparse_format]
         weigh = self.load_memory > 0
         found = [
             way

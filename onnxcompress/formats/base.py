@@ -103,6 +103,11 @@ class Weight:
         return np.flatnonzero(self.bits)
 
     @property
+    def scatters(self) -> bool:
+        """Whether engines can spread one element of this type over an array: not so for bfloat16."""
+        return self.array.dtype.kind in "fiu"
+
+    @property
     def zeros(self) -> int:
         """How many elements are zero."""
         return self.bits.size - self.positions.size
@@ -159,6 +164,8 @@ class Format:
 
     name: ClassVar[str]
     word: ClassVar[str] = ""  # what users call it, of formats for whole weights
+    sparse: ClassVar[bool] = False  # whether it is for arrays that are mostly zero
+    automatic: ClassVar[bool] = True  # whether it is tried without being asked for
     text: ClassVar[str]  # the function in ONNX's text form, for operator set 13 and newer
     uses: ClassVar[tuple[str, ...]] = ()  # texts of the functions that it calls
 
@@ -218,7 +225,12 @@ def number(what: str, attributes: Attributes, name: str, low: int, high: int) ->
 
 def bounded(what: str, size: int, listed: np.ndarray) -> int:
     """Return `size`, of a sparse array whose elements are `listed`; CompressError where it is too large."""
-    most = RATIO * (64 + listed.size)
-    if not 0 <= size <= min(most, LARGEST):
-        raise CompressError(f"{what}: has {size} elements, expected at most {min(most, LARGEST)}")
+    if not holds(size, listed.size):
+        most = min(RATIO * (64 + listed.size), LARGEST)
+        raise CompressError(f"{what}: has {size} elements, expected at most {most}")
     return size
+
+
+def holds(size: int, listed: int) -> bool:
+    """Return whether a sparse array of which elements are `listed` may have `size` elements."""
+    return 0 <= size <= min(RATIO * (64 + listed), LARGEST)

@@ -24,10 +24,12 @@ class Bitmask(Format):
     Where values are few, v holds their numbers and ``Lookup`` makes values of them; else it holds values.
     The bits cost the same whatever the sparsity, so this is for weights with one element in eight or more
     that isn't zero: a distance of ``RelativeIndex`` takes 3 bits or more, and ``Joint`` holds few values.
+    Sparser ones are stored so where they are of bfloat16, for which engines have no Expand.
     """
 
     name: ClassVar[str] = "Bitmask"
     word: ClassVar[str] = "bitmask"
+    sparse: ClassVar[bool] = True
     text: ClassVar[str] = f"""
 Bitmask <shape> (x, v) => (y) {{
   s = Constant <value_ints: ints = @shape> ()
@@ -45,7 +47,7 @@ Bitmask <shape> (x, v) => (y) {{
     def encode(self, weight: Weight) -> Iterator[Call]:
         """Yield bits with codes or values."""
         count = weight.positions.size
-        if not weight.zeros or SPARSEST * count < weight.bits.size:
+        if not weight.zeros or (SPARSEST * count < weight.bits.size and weight.scatters):
             return
         bits = Symbols((weight.bits != 0).astype(np.uint8), np.array([weight.zeros, count]))
         shape = {"shape": weight.shape}

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from onnxcompress.errors import CompressError
-from onnxcompress.formats.base import LARGEST, Attributes, Call, Format, Symbols, Weight, number
+from onnxcompress.formats.base import LARGEST, Attributes, Call, Format, Symbols, Weight, holds, number
 
 
 class CSR(Format):
@@ -17,7 +17,8 @@ class CSR(Format):
     ``CSR(x: uint8 or int32, c: uint8, uint16 or int32; n, columns) -> int32 [count]``. The first n entries
     of x say how many elements each of n rows has, and c in which columns they are, row by row; positions are
     row * columns + c. Both may be of any shape and longer than needed. Of an array, the first axis counts as
-    rows and all others together as columns. ``Scatter`` holds values, or with ``Lookup``, numbers of them.
+    rows and all others together as columns; one of a single axis is one row. ``Scatter`` holds values, or
+    with ``Lookup``, numbers of them.
     Lengths are the differences of the customary row pointers, which take four times the bytes: a running sum
     of them is the pointers. Numbers below 256 are symbols; larger columns take 2 or 4 bytes.
     No row is longer than there are columns, so that decoding takes no more memory than the dense array.
@@ -25,6 +26,7 @@ class CSR(Format):
 
     name: ClassVar[str] = "CSR"
     word: ClassVar[str] = "csr"
+    sparse: ClassVar[bool] = True
     text: ClassVar[str] = """
 CSR <n, columns> (x, c) => (y) {
   n0 = Constant <value_int: int = @n> ()
@@ -58,9 +60,10 @@ CSR <n, columns> (x, c) => (y) {
 
     def encode(self, weight: Weight) -> Iterator[Call]:
         """Yield positions with codes or values, of weights that are mostly zero."""
-        if len(weight.shape) < 2 or not weight.positions.size or 2 * weight.zeros < weight.bits.size:
+        count = weight.positions.size
+        if not count or 2 * count > weight.bits.size or not holds(weight.bits.size, count):
             return
-        rows = weight.shape[0]
+        rows = weight.shape[0] if len(weight.shape) > 1 else 1
         columns = weight.bits.size // rows
         lengths = np.bincount(weight.positions // columns, minlength=rows)
         attributes = {"n": rows, "columns": columns}
@@ -72,7 +75,7 @@ CSR <n, columns> (x, c) => (y) {
             zero = np.full((), len(patterns), np.uint8)
             dense = Call("Scatter", (positions, Symbols(codes, counts), zero), shape)
             yield Call("Lookup", (dense, weight.table(np.append(patterns, patterns.dtype.type(0)))))
-        else:
+        elif weight.scatters:
             zero = np.zeros((), weight.array.dtype)
             yield Call("Scatter", (positions, weight.table(weight.rest), zero), shape)
 

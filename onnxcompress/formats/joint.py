@@ -19,6 +19,7 @@ from onnxcompress.formats.base import (
     Weight,
     bounded,
     dims,
+    holds,
     number,
     take,
 )
@@ -39,6 +40,7 @@ class Joint(Format):
 
     name: ClassVar[str] = "Joint"
     word: ClassVar[str] = "joint"
+    sparse: ClassVar[bool] = True
     text: ClassVar[str] = f"""
 Joint <n, shape> (x, a, v) => (y) {{
   m = Constant <value_int: int = @n> ()
@@ -80,6 +82,8 @@ Joint <n, shape> (x, a, v) => (y) {{
         first = whole - np.maximum(many - 1, 0) * longest
         some = many > 0
         symbols[(ends - many)[some]] = reach * kinds + first[some] - 1
+        if not holds(weight.bits.size, symbols.size):
+            return
         advances = np.append(np.repeat(np.arange(1, reach + 1), kinds), reach * np.arange(1, longest + 1))
         values = np.append(np.tile(np.arange(kinds), reach), np.full(longest, kinds))
         counts = np.bincount(symbols, minlength=len(advances))

@@ -19,6 +19,7 @@ from onnxcompress.formats.base import (
     Weight,
     bounded,
     dims,
+    holds,
     number,
     take,
 )
@@ -34,6 +35,7 @@ class RelativeIndex(Format):
 
     name: ClassVar[str] = "RelativeIndex"
     word: ClassVar[str] = "relative"
+    sparse: ClassVar[bool] = True
     text: ClassVar[str] = f"""
 RelativeIndex <n> (x) => (y) {{
   m = Constant <value_int: int = @n> ()
@@ -55,6 +57,8 @@ RelativeIndex <n> (x) => (y) {{
         for width in {8, narrowest(distances, bits)}:
             steps, real = split(distances, 2**width - 1)
             count = steps.size
+            if not holds(weight.bits.size, count):
+                continue
             positions = Call(self.name, (Symbols(steps),), {"n": count})
             if coded and weight.codes:
                 patterns, codes, _ = weight.codes
@@ -67,7 +71,7 @@ RelativeIndex <n> (x) => (y) {{
                     {"shape": weight.shape},
                 )
                 yield Call("Lookup", (dense, weight.table(np.append(patterns, patterns.dtype.type(0)))))
-            else:
+            elif weight.scatters:
                 values = np.zeros(count, weight.bits.dtype)
                 values[real] = weight.rest
                 zeros = np.zeros((), weight.array.dtype)

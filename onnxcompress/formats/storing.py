@@ -15,7 +15,8 @@ import onnx_ir as ir
 from onnxcompress.edit import Edit, home
 from onnxcompress.formats import FORMATS, escape, huffman, packing
 from onnxcompress.formats.base import DOMAIN, VERSION, Attributes, Call, Expression, Symbols
-from onnxcompress.model import opset
+from onnxcompress.layers import put_constant
+from onnxcompress.model import SparseTensor, opset
 
 CALL, TENSOR = 60, 16  # bytes that a node and an initializer take in a file, about, besides what they hold
 SPLIT = 200  # and the call of the Huffman decoder, with the Split of its result
@@ -212,7 +213,7 @@ def store(
     """Make the nodes of `expressions` compute the values, which are constants of `model`, instead.
 
     Streams of symbols in them are Huffman coded together. Constants of the main graph that are `tied` to one
-    of the values take what that computes.
+    of the values take what that computes, or the same sparse tensor.
     """
     if not expressions:
         return
@@ -227,12 +228,19 @@ def store(
     _insert(graph, nodes, None)
     results: dict[ir.Value, ir.Value] = {}
     for value, expression in expressions.items():
+        if isinstance(expression, Call) and expression.name == "COO":
+            _sparse(value, expression)
+            continue
         own: list[ir.Node] = []
         place = home(value)
         results[value] = _write(names, place, expression, own, made, used)
         _insert(place, own, nodes[-1] if nodes and place is graph else None)
         _replace(value, results[value], place)
     for value, owner in tied.items():
+        expression = expressions[owner]
+        if isinstance(expression, Call) and expression.name == "COO":
+            _sparse(value, expression)
+            continue
         node = names.node("Identity", [results[owner]], {})
         maker = results[owner].producer()
         assert maker is not None
@@ -241,8 +249,17 @@ def store(
     for name in sorted(used):
         for function in FORMATS[name].functions(opset(model)):
             model.functions[function.identifier()] = function
-    model.opset_imports[DOMAIN] = VERSION
-    model.ir_version = max(model.ir_version, IR_VERSION)
+    if used:
+        model.opset_imports[DOMAIN] = VERSION
+        model.ir_version = max(model.ir_version, IR_VERSION)
+
+
+def _sparse(value: ir.Value, call: Call) -> None:
+    """Make the constant `value` a sparse initializer."""
+    values, indices = (ir.tensor(each) for each in call.inputs if isinstance(each, np.ndarray))
+    shape = call.attributes["shape"]
+    assert isinstance(shape, tuple)
+    put_constant(value, SparseTensor(values, indices, shape, name=value.name))
 
 
 class _Names:

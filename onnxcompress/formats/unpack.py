@@ -11,10 +11,10 @@ import onnx_ir as ir
 
 from onnxcompress.errors import CompressError
 from onnxcompress.formats import FORMATS
-from onnxcompress.formats.base import DOMAIN, VERSION, Attributes
+from onnxcompress.formats.base import DOMAIN, VERSION, Attributes, holds
 from onnxcompress.formats.huffman import Huffman
-from onnxcompress.layers import constant
-from onnxcompress.model import external_files, graphs, load, to_proto
+from onnxcompress.layers import constant, put_constant
+from onnxcompress.model import SparseTensor, external_files, graphs, load, to_proto
 
 
 class Row(NamedTuple):
@@ -30,13 +30,15 @@ def is_encoded(model: ir.Model) -> bool:
     return any(domain == DOMAIN for domain, _, _ in model.functions)
 
 
-def unpack(model: ir.Model) -> list[str]:
+def unpack(model: ir.Model, *, sparse: bool = False) -> list[str]:
     """Make every encoded weight of `model` a plain initializer again, bit by bit; return their names.
 
-    Functions that nothing calls any more are removed. CompressError where what is stored makes no sense.
+    Functions that nothing calls any more are removed. With `sparse`, sparse tensors become dense ones, too,
+    where they have no more elements than ``COO`` may have. CompressError where what is stored makes no sense.
     """
+    names = _densify(model) if sparse else []
     if not is_encoded(model):
-        return []
+        return names
     _check_version(model)
     found = dict(_weights(model))
     calls = [
@@ -50,7 +52,21 @@ def unpack(model: ir.Model) -> list[str]:
         dtype = decoder.dtypes.get(value)
         _plain(value, array, dtype)
     _tidy(model, calls)
-    return list(found.values())
+    return names + list(found.values())
+
+
+def _densify(model: ir.Model) -> list[str]:
+    """Make the sparse tensors of `model` dense; return their names."""
+    names = []
+    for graph in graphs(model):
+        made = [node.outputs[0] for node in graph if node.op_type == "Constant" and node.outputs]
+        held = () if isinstance(graph, ir.Function) else tuple(graph.initializers.values())
+        for value in (*held, *made):
+            tensor = constant(value)
+            if isinstance(tensor, SparseTensor) and holds(tensor.size, tensor.values.size):
+                put_constant(value, ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=value.name))
+                names.append(value.name or "")
+    return names
 
 
 def _check_version(model: ir.Model) -> None:
@@ -197,7 +213,7 @@ def ledger(source: ir.Model | str | Path) -> list[Row]:
     for graph in graphs(model):
         if isinstance(graph, ir.Graph):
             rows += [
-                Row(value.name or "", tensor.dtype.name.lower(), tensor.nbytes)
+                Row(value.name or "", *_plain_row(tensor))
                 for value in graph.initializers.values()
                 if value not in counted and (tensor := value.const_value) is not None
             ]
@@ -207,6 +223,13 @@ def ledger(source: ir.Model | str | Path) -> list[Row]:
         rows.append(Row("", "decoders", sum(ir.to_proto(each).ByteSize() + 4 for each in functions)))
     rows.append(Row("", "graph", total - sum(row.bytes for row in rows)))
     return rows
+
+
+def _plain_row(tensor: ir.TensorProtocol) -> tuple[str, int]:
+    """Return how a tensor that no format computes is stored, and its bytes."""
+    if isinstance(tensor, SparseTensor):
+        return "COO", tensor.stored_bytes
+    return tensor.dtype.name.lower(), tensor.nbytes
 
 
 def _stream_bytes(model: ir.Model, counted: set[ir.Value]) -> dict[ir.Value, int]:

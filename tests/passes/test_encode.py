@@ -84,6 +84,17 @@ def test_tied_weights_are_stored_once_and_come_back_apart() -> None:
     assert weights(target) == before
 
 
+def test_tied_weights_may_be_sparse_tensors() -> None:
+    target = made()
+    for name in ("w1", "w2"):
+        target.graph.initializers[name].const_value = ir.tensor(SPARSE + np.float32(0), name=name)
+    before, outputs = weights(target), run(target, FEEDS)
+    assert encode(target, format="coo")["w2"].what == "tied to w1"
+    np.testing.assert_array_equal(run(target, FEEDS)[0], outputs[0])
+    unpack(target, sparse=True)
+    assert weights(target) == before
+
+
 def test_a_second_run_is_idle() -> None:
     target = made()
     encode(target)
