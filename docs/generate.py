@@ -1,6 +1,7 @@
 """Write docs/passes.md and docs/formats.md from the source; with --check, fail where they are stale."""
 
 import inspect
+import re
 import sys
 from pathlib import Path
 
@@ -39,9 +40,15 @@ def formats_page() -> str:
 
 def specification(each: Format) -> str:
     """Return what the page says of one format."""
-    text = inspect.cleandoc(each.__doc__ or "").replace("``", "`")
+    text = re.sub("``(.+?)``(?!`)", code, inspect.cleandoc(each.__doc__ or ""), flags=re.DOTALL)
     word = f"`encode(format={each.word})` forces it.\n\n" if each.word else ""
     return f"## `{each.name}`\n\n{text}\n\n{word}"
+
+
+def code(found: re.Match[str]) -> str:
+    """Return code in Markdown, which may have backquotes itself."""
+    text = found[1].replace("\n", " ")
+    return f"`` {text} ``" if "`" in text else f"`{text}`"
 
 
 def section(each: type[Pass]) -> str:

@@ -22,9 +22,9 @@ TRIES = 2**16  # elements of all channels by which multiples of the scale are tr
 class Affine(Format):
     """Numbers of 1 to 8 bits, times a scale that each channel has of its own, or all have in common.
 
-    ``Affine(x: uint8, s: float32 [a, c], z: uint8; shape, grid, to) -> array of `shape` and of type `to```.
+    ``Affine(x: uint8, m: float32 [a, c], z: uint8; shape, grid, to) -> array of `shape` and of type `to```.
     `grid` is a shape [a, b, c, d] of as many elements; element (i, j, k, l) of it is
-    (x - z[i, k]) * s[i, k], computed as float32 and then rounded to the type `to`, a number of ONNX: 1 for
+    (x - z[i, k]) * m[i, k], computed as float32 and then rounded to the type `to`, a number of ONNX: 1 for
     float32, 10 for float16, 16 for bfloat16. z is [1, 1] or [a, c]. x may be of any shape and longer than
     needed.
     That is what DequantizeLinear computes, so that weights which have been quantized, with one scale or one
@@ -108,15 +108,22 @@ def rounded(what: str, attributes: Attributes) -> np.dtype:
     raise CompressError(f"{what}: has type {attributes.get('to')!r}, expected 1, 10 or 16")
 
 
+def finite(array: np.ndarray) -> bool:
+    """Return whether an array of one of the `KINDS` has no NaN and no infinity; it makes no NaN signal."""
+    bits = array.view(f"u{array.dtype.itemsize}")
+    infinite = bits.dtype.type(np.array(np.inf, array.dtype).view(bits.dtype))
+    return not bool(((bits & infinite) == infinite).any())
+
+
 def fitted(weight: Weight, grid: Grid, kind: ir.DataType) -> tuple[np.ndarray, np.ndarray] | None:
     """Return the steps [channels, elements, int16] and scales [channels, float32] of a weight, or None."""
-    few = sample(weight.array, grid)[:4, :64].astype(np.float64)
-    if not np.isfinite(few).all() or (units(few, KINDS[kind]) <= 0).any():
+    few = sample(weight.array, grid)[:4, :64]
+    if not finite(few) or (units(few.astype(np.float64), KINDS[kind]) <= 0).any():
         return None
     matrix = rows(weight.array, grid)
-    looks = matrix[:, :: max(1, matrix.shape[1] // LOOKS)].astype(np.float64)
-    if not np.isfinite(looks).all():
+    if not finite(matrix):
         return None
+    looks = matrix[:, :: max(1, matrix.shape[1] // LOOKS)].astype(np.float64)
     thin = looks[:, :: max(1, looks.shape[1] // max(64, TRIES // len(looks)))]
     unit = units(thin, KINDS[kind])
     if (unit <= 0).any():

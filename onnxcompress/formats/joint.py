@@ -119,5 +119,5 @@ Joint <n, shape> (x, a, v) => (y) {{
         return result.reshape(shape)
 
     def memory(self, inputs: Sequence[np.ndarray], result: np.ndarray) -> int:
-        """Return 19 bytes a symbol, and the array before."""
-        return 19 * inputs[0].size + result.nbytes
+        """Return 19 bytes a symbol, and the array twice, before and after."""
+        return 19 * inputs[0].size + 2 * result.nbytes

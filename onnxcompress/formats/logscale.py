@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from onnxcompress.errors import CompressError
-from onnxcompress.formats.affine import rounded, rounded_to
+from onnxcompress.formats.affine import finite, rounded, rounded_to
 from onnxcompress.formats.base import Attributes, Call, Format, Weight
 from onnxcompress.formats.channels import GRID, Grid, arranged, back, gridded, grids, rows, sample
 from onnxcompress.formats.codebooks import SPARSE, numbered
@@ -25,9 +25,8 @@ class LogScale(Format):
     powers that occur are listed, in falling order of how often they do, so that x takes few bits. x may be of
     any shape and longer than needed.
     Whether a weight is of this kind is seen from its mantissas, which are all the same in a channel; -0.0,
-    NaN, infinity and numbers below the normal ones are left to other formats. Axes are those of
-    ``Codebooks``. Source: Miyashita et al., Convolutional Neural Networks using Logarithmic Data
-    Representation, 2016.
+    NaN and infinity are left to other formats. Axes are those of ``Codebooks``. Source: Miyashita et al.,
+    Convolutional Neural Networks using Logarithmic Data Representation, 2016.
     """
 
     name: ClassVar[str] = "LogScale"
@@ -88,7 +87,7 @@ def split(weight: Weight, grid: Grid) -> tuple[np.ndarray, np.ndarray] | None:
     The scale of a channel is its largest magnitude, of one without any it is 1.
     """
     for array in (sample(weight.array, grid), rows(weight.array, grid)):
-        if not np.isfinite(array).all():
+        if not finite(array):
             return None
         fractions, exponents = np.frexp(np.abs(array.astype(np.float32)))
         most = fractions.max(axis=1)
