@@ -87,7 +87,7 @@ class Encode(Pass):
                 result.left(key.name, reason)
                 continue
             weight = Weight(tensor.numpy())
-            shared = home(value) is model.graph and self.format != "coo"
+            shared = home(value) is model.graph and "coo" not in (self.format, self.sparse_format)
             owner = first.setdefault(weight.key, key) if shared else key
             if owner is key:
                 options[key] = weight.array.nbytes, self.ways(weight)

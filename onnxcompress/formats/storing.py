@@ -213,7 +213,7 @@ def store(
     """Make the nodes of `expressions` compute the values, which are constants of `model`, instead.
 
     Streams of symbols in them are Huffman coded together. Constants of the main graph that are `tied` to one
-    of the values take what that computes, or the same sparse tensor.
+    of the values take what that computes.
     """
     if not expressions:
         return
@@ -237,10 +237,6 @@ def store(
         _insert(place, own, nodes[-1] if nodes and place is graph else None)
         _replace(value, results[value], place)
     for value, owner in tied.items():
-        expression = expressions[owner]
-        if isinstance(expression, Call) and expression.name == "COO":
-            _sparse(value, expression)
-            continue
         node = names.node("Identity", [results[owner]], {})
         maker = results[owner].producer()
         assert maker is not None
