@@ -143,6 +143,9 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
     is_flag=True,
     help="Keep weights in a file of their own, as is done above 2 GB and where IN.onnx does.",
 )
+@click.option(
+    "--inline", is_flag=True, help="Write functions in line, for engines that have none, such as OpenVINO."
+)
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Weights written at once.")
 @click.option(
     "--log-level",

@@ -20,6 +20,7 @@ from onnxcompress.base import Context, Pass, silent
 from onnxcompress.check import Check, difference
 from onnxcompress.data import Data, load_data, random_data, split_slice
 from onnxcompress.errors import BoundError, CompressError, UsageError
+from onnxcompress.formats.inlining import inline as write_in_line
 from onnxcompress.formats.unpack import unpack as decode
 from onnxcompress.layers import layers
 from onnxcompress.measure import latencies
@@ -93,6 +94,7 @@ def compress(
     threads: int = 0,
     jobs: int = 1,
     external_data: bool = False,
+    inline: bool = False,
     measure_latency: bool = True,
     progress: Callable[[int, int | None, str], None] = silent,
 ) -> Compressed:
@@ -101,7 +103,8 @@ def compress(
     `data` are calibration inputs and `evaluation` inputs with labels, in any form
     :func:`onnxcompress.data.load_data` takes; `shapes` gives inputs the shapes that the model leaves open.
     `verify` is "each" (outputs compared after every pass; the default up to 500 MB of weights), "end" or
-    "off". `exclude` are regular expressions of layers no pass may touch. `output` is written once all checks
+    "off". `exclude` are regular expressions of layers no pass may touch. `inline` writes the bodies of all
+    functions in place of their calls, for engines that have no functions. `output` is written once all checks
     are passed, `report_file`, JSON, after it.
 
     Raises UsageError for a wrong request, BoundError where a check fails, CompressError for a model that
@@ -160,6 +163,9 @@ def compress(
             check_valid(current, expected)
             if unchanged is not None:
                 check.step(each, unchanged, current)
+    if inline:
+        write_in_line(current)
+        check_valid(current, expected)
     progress(len(recipe.passes), len(recipe.passes), "checking the whole")
     _stamp(current, recipe, verify)
     report.notes += [note for note in notes(current) if note not in report.notes]

@@ -352,3 +352,38 @@ def test_passes_see_through_an_encoded_model_and_say_so(
     code, _, said = in_process(capsys, encoded, tmp_path / "out.onnx", "--passes", "quant")
     assert code == 0
     assert "were unpacked before the first pass" in said
+
+
+def test_what_is_written_in_line_has_no_functions_and_unpacks_bit_for_bit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoded, line, plain = (tmp_path / f"{name}.onnx" for name in ("encoded", "line", "plain"))
+    in_process(capsys, LENET, encoded, "--passes", "prune(sparsity=0.9),cluster(bits=5),encode")
+    code, _, said = in_process(capsys, encoded, line, "--passes", "encode", "--inline")
+    assert code == 0
+    assert "were unpacked before the first pass" in said
+    proto = onnx.load(line)
+    assert not proto.functions
+    assert [each.domain for each in proto.opset_import] == [""]
+    code, said, _ = in_process(capsys, "inspect", line)
+    assert code == 0
+    assert f"{line.stat().st_size:,}" in said
+    assert "decoders" in said
+    assert in_process(capsys, "compare", encoded, line, "--exact")[0] == 0
+    for source in (encoded, line):
+        assert (
+            "3 weights unpacked"
+            in in_process(capsys, "unpack", source, plain.with_stem(source.stem + "2"))[1]
+        )
+    weights = [
+        {each.name: each.raw_data for each in onnx.load(tmp_path / name).graph.initializer}
+        for name in ("encoded2.onnx", "line2.onnx")
+    ]
+    assert weights[0] == weights[1]
+    next(each for each in proto.metadata_props if each.key == "onnxcompress.calls").value = "{"
+    onnx.save(proto, line)
+    code, _, said = in_process(capsys, "unpack", line, plain)
+    assert code == 1
+    assert said.startswith("onnxcompress: onnxcompress.calls: is no JSON")
+    assert said.count("\n") == 1
+    assert not plain.exists()

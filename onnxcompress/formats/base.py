@@ -234,3 +234,15 @@ def bounded(what: str, size: int, listed: np.ndarray) -> int:
 def holds(size: int, listed: int) -> bool:
     """Return whether a sparse array of which elements are `listed` may have `size` elements."""
     return 0 <= size <= min(RATIO * (64 + listed), LARGEST)
+
+
+def attributes_of(node: ir.Node) -> Attributes:
+    """Return the attributes of a call of a format; CompressError where they aren't numbers."""
+    found = {}
+    for name, attribute in node.attributes.items():
+        if attribute.is_ref() or attribute.type not in (ir.AttributeType.INT, ir.AttributeType.INTS):
+            raise CompressError(f"attribute {name} is no number, expected one or several")
+        found[name] = (
+            attribute.as_int() if attribute.type == ir.AttributeType.INT else tuple(attribute.as_ints())
+        )
+    return found

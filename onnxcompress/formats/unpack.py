@@ -11,10 +11,11 @@ import onnx_ir as ir
 
 from onnxcompress.errors import CompressError
 from onnxcompress.formats import FORMATS
-from onnxcompress.formats.base import DOMAIN, VERSION, Attributes, holds
+from onnxcompress.formats.base import DOMAIN, VERSION, attributes_of, holds
 from onnxcompress.formats.huffman import Huffman
+from onnxcompress.formats.inlining import CALLS, outline
 from onnxcompress.layers import constant, put_constant
-from onnxcompress.model import SparseTensor, external_files, graphs, load, to_proto
+from onnxcompress.model import SparseTensor, clone, external_files, graphs, load, to_proto
 
 
 class Row(NamedTuple):
@@ -27,7 +28,7 @@ class Row(NamedTuple):
 
 def is_encoded(model: ir.Model) -> bool:
     """Return whether weights of `model` are stored in formats of this package."""
-    return any(domain == DOMAIN for domain, _, _ in model.functions)
+    return CALLS in model.metadata_props or any(domain == DOMAIN for domain, _, _ in model.functions)
 
 
 def unpack(model: ir.Model, *, sparse: bool = False) -> list[str]:
@@ -37,6 +38,7 @@ def unpack(model: ir.Model, *, sparse: bool = False) -> list[str]:
     where they have no more elements than ``COO`` may have. CompressError where what is stored makes no sense.
     """
     names = _densify(model) if sparse else []
+    outline(model)
     if not is_encoded(model):
         return names
     _check_version(model)
@@ -135,7 +137,7 @@ class _Decoder:
             raise CompressError(f"{name}: has {len(node.inputs)} inputs, expected {known.inputs}")
         inputs = [self(each) for each in node.inputs]
         try:
-            return known.decode(inputs, _attributes(node))
+            return known.decode(inputs, attributes_of(node))
         except CompressError as error:
             raise CompressError(f"{name}: {error}") from error
 
@@ -146,17 +148,6 @@ class _Decoder:
                 f"{node.outputs[0].name}: {whole.shape[-1]} blocks are split into {sizes.sum()}"
             )
         return np.split(whole, np.cumsum(sizes)[:-1], axis=1)
-
-
-def _attributes(node: ir.Node) -> Attributes:
-    found = {}
-    for name, attribute in node.attributes.items():
-        if attribute.is_ref() or attribute.type not in (ir.AttributeType.INT, ir.AttributeType.INTS):
-            raise CompressError(f"attribute {name} is no number, expected one or several")
-        found[name] = (
-            attribute.as_int() if attribute.type == ir.AttributeType.INT else tuple(attribute.as_ints())
-        )
-    return found
 
 
 def _plain(value: ir.Value, array: np.ndarray, dtype: ir.DataType | None) -> None:
@@ -197,13 +188,19 @@ def _tidy(model: ir.Model, calls: Sequence[tuple[ir.Graph, list[ir.Node]]]) -> N
 def ledger(source: ir.Model | str | Path) -> list[Row]:
     """Return what the parts of a model take in its file: each tensor with its format, decoders, and graph.
 
-    The bytes of all rows together are those of the file, external data included.
+    The bytes of all rows together are those of the file, external data included. Decoders are functions, or
+    the nodes of those that were written in line.
     """
     model = source if isinstance(source, ir.Model) else load(source)
     if isinstance(source, ir.Model):
         total = to_proto(model).ByteSize()
     else:
         total = Path(source).stat().st_size + sum(external_files(model, source).values())
+    model = clone(model)
+    decoders = outline(model)
+    if not decoders:
+        functions = [each for key, each in model.functions.items() if key[0] == DOMAIN]
+        decoders = sum(ir.to_proto(each).ByteSize() + 4 for each in functions)
     rows: list[Row] = []
     counted: set[ir.Value] = set()
     streams = _stream_bytes(model, counted)
@@ -218,9 +215,8 @@ def ledger(source: ir.Model | str | Path) -> list[Row]:
                 if value not in counted and (tensor := value.const_value) is not None
             ]
     rows.sort(key=lambda row: -row.bytes)
-    functions = [each for key, each in model.functions.items() if key[0] == DOMAIN]
-    if functions:
-        rows.append(Row("", "decoders", sum(ir.to_proto(each).ByteSize() + 4 for each in functions)))
+    if decoders:
+        rows.append(Row("", "decoders", decoders))
     rows.append(Row("", "graph", total - sum(row.bytes for row in rows)))
     return rows
 
@@ -245,7 +241,7 @@ def _stream_bytes(model: ir.Model, counted: set[ir.Value]) -> dict[ir.Value, int
         counted.update(values)
         users = [user for user, _ in node.outputs[0].uses()]
         split = users[0] if len(users) == 1 and users[0].op_type == "Split" else None
-        attributes = _attributes(node)
+        attributes = attributes_of(node)
         outputs, sizes = node.outputs[:1], [sum(known.each(attributes, "blocks"))]
         if split is not None:
             outputs, sizes = split.outputs, [int(each) for each in decoder(split.inputs[1])]
