@@ -37,6 +37,13 @@ def batch_normalization(
     return np.asarray(y, x.dtype)
 
 
+def gather_elements(x: np.ndarray, indices: np.ndarray, *, axis: int = 0) -> np.ndarray:
+    """Return GatherElements; along the axes that aren't `axis`, `indices` may be shorter than `x`."""
+    axis = axis % max(x.ndim, 1)
+    kept = (slice(None if place == axis else size) for place, size in enumerate(indices.shape))
+    return np.take_along_axis(x[tuple(kept)], indices.astype(np.int64), axis)
+
+
 def global_max_pool(x: np.ndarray) -> np.ndarray:
     """Return GlobalMaxPool, [N, C, 1, ...], of `x` [N, C, *spatial]."""
     return np.asarray(np.max(x, axis=tuple(range(2, x.ndim)), keepdims=True))
@@ -87,6 +94,7 @@ OPERATORS: dict[str, tuple[Callable[..., np.ndarray], int | None]] = {
     "BatchNormalization": (batch_normalization, None),
     "Conv": (conv, None),
     "ConvTranspose": (conv_transpose, None),
+    "GatherElements": (gather_elements, None),
     "GlobalMaxPool": (global_max_pool, None),
     "Hardmax": (hardmax_12, 13),
     "LRN": (lrn, None),

@@ -157,3 +157,18 @@ def test_a_kernel_larger_than_its_input_is_refused():
 
 def test_every_operator_is_one_of_onnx():
     assert all(onnx.defs.has(op) for op in OPERATORS)
+
+
+@many
+@given(st.data())
+def test_gathered_elements_agree_above_the_32_that_numpy_can_choose_from(data):
+    rank = data.draw(st.integers(1, 3))
+    axis = data.draw(st.integers(-rank, rank - 1))
+    shape = data.draw(st.lists(st.integers(1, 6), min_size=rank, max_size=rank))
+    shape[axis] = data.draw(st.integers(1, 50))
+    taken = [data.draw(st.integers(1, size)) for size in shape]
+    taken[axis] = data.draw(st.integers(1, 60))
+    draw = np.random.default_rng(data.draw(st.integers(0, 99)))
+    kind = data.draw(st.sampled_from([np.int32, np.int64]))
+    indices = draw.integers(-shape[axis], shape[axis], taken).astype(kind)
+    agree("GatherElements", [draw.normal(size=shape).astype(np.float32), indices], {"axis": axis})
