@@ -19,6 +19,7 @@ import onnx.parser
 import onnx_ir as ir
 
 from onnxcompress.errors import CompressError
+from onnxcompress.formats.elements import Elements, Tables
 
 DOMAIN = "onnxcompress"
 VERSION = 1  # of the domain; a change of any body is a new one
@@ -158,8 +159,9 @@ def inverse(order: np.ndarray) -> np.ndarray:
 class Format:
     """One function of the domain, and how weights are stored by it.
 
-    A subclass gives `name`, `text`, ``decode`` and ``memory``. One that stores whole weights gives `word` and
-    ``encode``, too; the others are parts of its expressions. The class docstring is the specification.
+    A subclass gives `name`, `text`, ``memory``, and ``decode`` or, where its result can be told without
+    making it, ``elements``. One that stores whole weights gives `word` and ``encode``, too; the others are
+    parts of its expressions. The class docstring is the specification.
     """
 
     name: ClassVar[str]
@@ -175,7 +177,24 @@ class Format:
 
     def decode(self, inputs: Sequence[np.ndarray], attributes: Attributes) -> np.ndarray:
         """Return what the function makes of its inputs; CompressError where they make no sense."""
-        raise NotImplementedError
+        found = self.elements(inputs, attributes)
+        if found is None:
+            raise NotImplementedError
+        return found.array()
+
+    def elements(self, inputs: Sequence[np.ndarray], attributes: Attributes) -> Elements | None:
+        """Return what the function makes of its inputs, not made yet; None where it can't be told so.
+
+        CompressError where the inputs make no sense.
+        """
+        return None
+
+    def tables(self, inputs: Sequence[np.ndarray], attributes: Attributes) -> Tables | None:
+        """Return the tables in which the first of the inputs has numbers; None where it has none.
+
+        So that the first input may be told by a function, too. It is any array of numbers that occur.
+        """
+        return None
 
     def memory(self, inputs: Sequence[np.ndarray], result: np.ndarray) -> int:
         """Return the bytes of intermediate results that an engine makes."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from onnxcompress.errors import CompressError
 from onnxcompress.formats.base import TAKE, Attributes, Call, Format, Symbols, Weight, dims, take
+from onnxcompress.formats.elements import Elements
 
 SPARSEST = 8  # elements for each that isn't zero; beyond, the distances between them take fewer bits
 
@@ -61,20 +62,19 @@ Bitmask <shape> (x, v) => (y) {{
             values = np.insert(weight.rest, 0, 0)
             yield Call(self.name, (bits, weight.table(values)), shape)
 
-    def decode(self, inputs: Sequence[np.ndarray], attributes: Attributes) -> np.ndarray:
-        """Return the array."""
+    def elements(self, inputs: Sequence[np.ndarray], attributes: Attributes) -> Elements:
+        """Return the elements whose bit is 1."""
         bits, values = inputs
         shape = dims(self.name, attributes)
         bits = take(self.name, bits, math.prod(shape))
         if bits.size and int(bits.max()) > 1:
             raise CompressError(f"{self.name}: has {bits.max()} for a bit, expected 0 or 1")
         values = values.reshape(-1)
-        count = np.count_nonzero(bits)
+        positions = np.flatnonzero(bits).astype(np.int32)
+        count = positions.size
         if values.size <= count:
             raise CompressError(f"{self.name}: has {values.size} values, expected {count + 1}")
-        result = np.full(bits.size, values[0])
-        result[np.flatnonzero(bits)] = values[1 : count + 1]
-        return result.reshape(shape)
+        return Elements(shape, values[1 : count + 1], positions, values[0])
 
     def memory(self, inputs: Sequence[np.ndarray], result: np.ndarray) -> int:
         """Return 13 bytes an element, the array before it is in shape, and the values."""

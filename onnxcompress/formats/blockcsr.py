@@ -11,6 +11,7 @@ import numpy as np
 from onnxcompress.errors import CompressError
 from onnxcompress.formats.base import TAKE, Attributes, Call, Format, Symbols, Weight, bounded, dims, holds
 from onnxcompress.formats.csr import stream
+from onnxcompress.formats.elements import Elements
 
 BLOCKS = ((1, 4), (1, 8), (1, 16), (4, 1), (8, 1), (16, 1), (2, 2), (4, 4), (8, 8))
 
@@ -110,8 +111,8 @@ BlockCSR <grid, shape> (p, x, z) => (y) {{
             zero = np.zeros((), weight.array.dtype)
             yield Call(self.name, (positions, weight.table(weight.bits[listed]), zero), attributes)
 
-    def decode(self, inputs: Sequence[np.ndarray], attributes: Attributes) -> np.ndarray:
-        """Return the array."""
+    def elements(self, inputs: Sequence[np.ndarray], attributes: Attributes) -> Elements:
+        """Return the elements of the listed blocks, block by block."""
         positions, values, background = inputs
         shape, grid = dims(self.name, attributes), dims(self.name, attributes, "grid")
         size, rows = math.prod(shape), shape[0] if shape else 0
@@ -126,10 +127,12 @@ BlockCSR <grid, shape> (p, x, z) => (y) {{
         if positions.size and not 0 <= int(positions.min()) <= int(positions.max()) < down * across:
             raise CompressError(f"{self.name}: has positions beyond its {down * across} blocks")
         bounded(self.name, size, values)
-        result = np.full(size, background.reshape(-1)[0])
-        listed = places(positions.astype(np.int64), (down, across, r, c), rows, size)
-        result[listed.reshape(-1)] = values.reshape(-1)[:count]
-        return result.reshape(shape)
+        listed = places(positions.astype(np.int64), (down, across, r, c), rows, size).reshape(-1)
+        kept = values.reshape(-1)[:count]
+        if rows % r or size // rows % c:  # blocks at the far ends share elements with those before
+            listed, first = np.unique(listed, return_index=True)
+            kept = kept[first]
+        return Elements(shape, kept, listed.astype(np.int32), background.reshape(-1)[0])
 
     def memory(self, inputs: Sequence[np.ndarray], result: np.ndarray) -> int:
         """Return the array twice, values twice, 8 bytes for each of them, and 36 a block."""

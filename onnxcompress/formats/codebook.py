@@ -10,6 +10,7 @@ import numpy as np
 
 from onnxcompress.errors import CompressError
 from onnxcompress.formats.base import TAKE, Attributes, Call, Format, Symbols, Weight, dims, take
+from onnxcompress.formats.elements import Elements, Tables
 
 
 class Lookup(Format):
@@ -25,13 +26,16 @@ Lookup (x, t) => (y) {
   y = Gather (t, i)
 }"""
 
-    def decode(self, inputs: Sequence[np.ndarray], attributes: Attributes) -> np.ndarray:
-        """Return the array."""
+    def elements(self, inputs: Sequence[np.ndarray], attributes: Attributes) -> Elements:
+        """Return the numbers of all values."""
+        return Elements(inputs[0].shape, inputs[0], tables=self.tables(inputs, attributes))
+
+    def tables(self, inputs: Sequence[np.ndarray], attributes: Attributes) -> Tables:
+        """Return the one table."""
         codes, table = inputs
         if codes.dtype != np.uint8 or table.ndim != 1 or (codes.size and int(codes.max()) >= table.size):
             raise CompressError(f"{self.name}: has codes beyond its table of {table.size} values")
-        result: np.ndarray = table[codes]
-        return result
+        return Tables(table[None])
 
     def memory(self, inputs: Sequence[np.ndarray], result: np.ndarray) -> int:
         """Return 4 bytes an element."""
@@ -75,11 +79,11 @@ Codebook <shape> (x, t) => (y) {{
             dense[weight.positions] = codes + (codes >= place)
         yield Call(self.name, (Symbols(dense, counts), weight.table(patterns)), {"shape": weight.shape})
 
-    def decode(self, inputs: Sequence[np.ndarray], attributes: Attributes) -> np.ndarray:
-        """Return the array."""
+    def elements(self, inputs: Sequence[np.ndarray], attributes: Attributes) -> Elements:
+        """Return the numbers of all values."""
         codes, table = inputs
         shape = dims(self.name, attributes)
-        return Lookup().decode([take(self.name, codes, math.prod(shape)).reshape(shape), table], {})
+        return Lookup().elements([take(self.name, codes, math.prod(shape)).reshape(shape), table], {})
 
     def memory(self, inputs: Sequence[np.ndarray], result: np.ndarray) -> int:
         """Return 7 bytes an element: taken, in shape, as int32."""

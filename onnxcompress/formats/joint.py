@@ -23,6 +23,7 @@ from onnxcompress.formats.base import (
     number,
     take,
 )
+from onnxcompress.formats.elements import Elements
 
 MOST = 64  # values of a weight; with more, too few distances fit into a byte
 
@@ -101,8 +102,8 @@ Joint <n, shape> (x, a, v) => (y) {{
         )
         yield Call("Lookup", (dense, weight.table(np.append(patterns, patterns.dtype.type(0)))))
 
-    def decode(self, inputs: Sequence[np.ndarray], attributes: Attributes) -> np.ndarray:
-        """Return the numbers of the values [shape, uint8]."""
+    def elements(self, inputs: Sequence[np.ndarray], attributes: Attributes) -> Elements:
+        """Return the numbers of the values of the elements stepped on, uint8."""
         symbols, advances, values = inputs
         symbols = take(self.name, symbols, number(self.name, attributes, "n", 0, LARGEST))
         shape = dims(self.name, attributes)
@@ -114,9 +115,7 @@ Joint <n, shape> (x, a, v) => (y) {{
         positions = np.cumsum(advances[symbols], dtype=np.int64) - 1
         if positions.size and not 0 <= int(positions.min()) <= int(positions.max()) < size:
             raise CompressError(f"{self.name}: has positions beyond its {size} elements")
-        result = np.full(size, values[-1])
-        result[positions] = values[symbols]
-        return result.reshape(shape)
+        return Elements(shape, values[symbols], positions, values[-1])
 
     def memory(self, inputs: Sequence[np.ndarray], result: np.ndarray) -> int:
         """Return 19 bytes a symbol, and the array twice, before and after."""

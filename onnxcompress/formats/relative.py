@@ -23,6 +23,7 @@ from onnxcompress.formats.base import (
     number,
     take,
 )
+from onnxcompress.formats.elements import Elements
 
 
 class RelativeIndex(Format):
@@ -133,8 +134,8 @@ Scatter <shape> (p, x, z) => (y) {{
   y = Reshape (f, s)
 }}"""
 
-    def decode(self, inputs: Sequence[np.ndarray], attributes: Attributes) -> np.ndarray:
-        """Return the array."""
+    def elements(self, inputs: Sequence[np.ndarray], attributes: Attributes) -> Elements:
+        """Return the listed elements."""
         positions, values, background = inputs
         shape = dims(self.name, attributes)
         size = bounded(self.name, math.prod(shape), positions)
@@ -145,9 +146,7 @@ Scatter <shape> (p, x, z) => (y) {{
             raise CompressError(f"{self.name}: has positions of {positions.dtype}, expected int32")
         if positions.size and not 0 <= int(positions.min()) <= int(positions.max()) < size:
             raise CompressError(f"{self.name}: has positions beyond its {size} elements")
-        result = np.full(size, background.reshape(-1)[0])
-        result[positions] = values[: positions.size]
-        return result.reshape(shape)
+        return Elements(shape, values[: positions.size], positions, background.reshape(-1)[0])
 
     def memory(self, inputs: Sequence[np.ndarray], result: np.ndarray) -> int:
         """Return the array twice, before and after, and the values taken."""

@@ -22,6 +22,7 @@ from onnxcompress.formats.base import (
     number,
     take,
 )
+from onnxcompress.formats.elements import Elements, Tables
 
 # Body text: codes and the channels' table T [codes * channels] become the array.
 CHOOSE = f"""s = Constant <value_ints: ints = @shape> ()
@@ -77,8 +78,8 @@ Ternary <shape, channels> (x, m) => (y) {{
         if weight.zeros:
             yield from signs(self.name, weight)
 
-    def decode(self, inputs: Sequence[np.ndarray], attributes: Attributes) -> np.ndarray:
-        """Return the array."""
+    def elements(self, inputs: Sequence[np.ndarray], attributes: Attributes) -> Elements:
+        """Return the codes of all elements."""
         return chosen(self.name, inputs, attributes, 1)
 
     def memory(self, inputs: Sequence[np.ndarray], result: np.ndarray) -> int:
@@ -110,8 +111,8 @@ Binary <shape, channels> (x, m) => (y) {{
         if not weight.zeros:
             yield from signs(self.name, weight)
 
-    def decode(self, inputs: Sequence[np.ndarray], attributes: Attributes) -> np.ndarray:
-        """Return the array."""
+    def elements(self, inputs: Sequence[np.ndarray], attributes: Attributes) -> Elements:
+        """Return the codes of all elements."""
         return chosen(self.name, inputs, attributes, 0)
 
     def memory(self, inputs: Sequence[np.ndarray], result: np.ndarray) -> int:
@@ -160,8 +161,8 @@ def split(rows: np.ndarray, zeros: bool) -> tuple[np.ndarray, np.ndarray] | None
     return negative.astype(np.uint8), most
 
 
-def chosen(name: str, inputs: Sequence[np.ndarray], attributes: Attributes, zeros: int) -> np.ndarray:
-    """Return the array of format `name`, whose magnitudes follow `zeros` zeros."""
+def chosen(name: str, inputs: Sequence[np.ndarray], attributes: Attributes, zeros: int) -> Elements:
+    """Return codes of format `name`, whose magnitudes follow `zeros` zeros, and the tables of channels."""
     codes, magnitudes = inputs
     shape = dims(name, attributes)
     codes = take(name, codes, math.prod(shape))
@@ -171,6 +172,6 @@ def chosen(name: str, inputs: Sequence[np.ndarray], attributes: Attributes, zero
     if not codes.size or codes.size % channels or int(codes.max()) > 1 + zeros:
         raise CompressError(f"{name}: has codes beyond {1 + zeros}, or none, or not for {channels} channels")
     own = magnitudes[zeros:]
-    table = np.stack([*([np.broadcast_to(magnitudes[0], own.shape)] if zeros else []), own, -own])
-    result: np.ndarray = table[codes.reshape(channels, -1), np.arange(channels)[:, None]]
-    return result.reshape(shape)
+    table = np.stack([*([np.broadcast_to(magnitudes[0], own.shape)] if zeros else []), own, -own], axis=1)
+    grid = (channels, codes.size // channels, 1, 1)
+    return Elements(shape, codes, tables=Tables(table, grid))

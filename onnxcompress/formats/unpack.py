@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +13,8 @@ import onnx_ir as ir
 
 from onnxcompress.errors import CompressError
 from onnxcompress.formats import FORMATS
-from onnxcompress.formats.base import DOMAIN, VERSION, attributes_of, holds
+from onnxcompress.formats.base import DOMAIN, VERSION, Format, attributes_of, holds
+from onnxcompress.formats.elements import Elements
 from onnxcompress.formats.huffman import Huffman
 from onnxcompress.formats.inlining import CALLS, outline
 from onnxcompress.layers import constant, put_constant
@@ -44,11 +47,11 @@ def unpack(model: ir.Model, *, sparse: bool = False) -> list[str]:
     _check_version(model)
     found = dict(_weights(model))
     calls = [
-        (graph, [node for node in graph if _is_decoder(node)])
+        (graph, [node for node in graph if is_decoder(node)])
         for graph in graphs(model)
         if isinstance(graph, ir.Graph)
     ]
-    decoder = _Decoder()
+    decoder = Decoder()
     for value in found:
         array = decoder(value)
         dtype = decoder.dtypes.get(value)
@@ -83,15 +86,15 @@ def _weights(model: ir.Model) -> Iterator[tuple[ir.Value, str]]:
         if isinstance(graph, ir.Function):
             continue
         for node in graph:
-            if not _is_decoder(node):
+            if not is_decoder(node):
                 continue
             for value in node.outputs:
-                read = any(not _is_decoder(user) or user.op_type == "Identity" for user, _ in value.uses())
+                read = any(not is_decoder(user) or user.op_type == "Identity" for user, _ in value.uses())
                 if value.is_graph_output() or read:
                     yield value, value.name or ""
 
 
-def _is_decoder(node: ir.Node) -> bool:
+def is_decoder(node: ir.Node) -> bool:
     """Return whether `node` is a call of a format, the Split of a decoder's result, or a tied weight."""
     if node.domain == DOMAIN:
         return True
@@ -101,7 +104,7 @@ def _is_decoder(node: ir.Node) -> bool:
     return source is not None and source.domain == DOMAIN
 
 
-class _Decoder:
+class Decoder:
     """Computes the values of formats; `dtypes` are those of types that numpy has none of its own for."""
 
     def __init__(self) -> None:
@@ -120,7 +123,7 @@ class _Decoder:
             return np.array(node.attributes["value_ints"].as_ints(), np.int64)
         if node is not None and node.op_type == "Identity":
             return self(node.inputs[0])
-        if node is None or not _is_decoder(node):
+        if node is None or not is_decoder(node):
             raise CompressError(f"{value.name}: is read by a function of {DOMAIN}, expected a constant")
         if node.domain == DOMAIN and not node.op_type.startswith("Huffman"):
             return self._call(node)
@@ -128,18 +131,32 @@ class _Decoder:
             self._made[node] = self._split(node) if node.op_type == "Split" else [self._call(node)]
         return self._made[node][value.index() or 0]
 
-    def _call(self, node: ir.Node) -> np.ndarray:
-        name = node.outputs[0].name or node.op_type
-        if node.op_type not in FORMATS:
-            raise CompressError(f"{name}: is stored as {node.op_type}, expected one of {', '.join(FORMATS)}")
-        known = FORMATS[node.op_type]
-        if len(node.inputs) != known.inputs:
-            raise CompressError(f"{name}: has {len(node.inputs)} inputs, expected {known.inputs}")
+    def elements(self, value: ir.Value | None) -> Elements | None:
+        """Return what `value` holds, not made yet; None where no format that can tell computes it."""
+        tensor = constant(value)
+        if isinstance(tensor, SparseTensor):
+            return _listed(tensor)
+        node = value.producer() if value is not None else None
+        if node is not None and node.op_type == "Identity":
+            return self.elements(node.inputs[0])
+        if node is None or node.domain != DOMAIN or node.op_type not in FORMATS:
+            return None
+        known = _known(node)
+        codes = self.elements(node.inputs[0])
+        if codes is not None and codes.background is not None and codes.tables is None:
+            inputs = [np.append(codes.values, codes.background), *(self(each) for each in node.inputs[1:])]
+            with _named(node):
+                tables = known.tables(inputs, attributes_of(node))
+            return None if tables is None else replace(codes, tables=tables)
         inputs = [self(each) for each in node.inputs]
-        try:
+        with _named(node):
+            return known.elements(inputs, attributes_of(node))
+
+    def _call(self, node: ir.Node) -> np.ndarray:
+        known = _known(node)
+        inputs = [self(each) for each in node.inputs]
+        with _named(node):
             return known.decode(inputs, attributes_of(node))
-        except CompressError as error:
-            raise CompressError(f"{name}: {error}") from error
 
     def _split(self, node: ir.Node) -> list[np.ndarray]:
         whole, sizes = (self(each) for each in node.inputs[:2])
@@ -148,6 +165,33 @@ class _Decoder:
                 f"{node.outputs[0].name}: {whole.shape[-1]} blocks are split into {sizes.sum()}"
             )
         return np.split(whole, np.cumsum(sizes)[:-1], axis=1)
+
+
+def _listed(tensor: SparseTensor) -> Elements:
+    """Return the elements of a sparse tensor."""
+    shape, values, indices = tuple(tensor.shape.numpy()), tensor.values.numpy(), tensor.indices.numpy()
+    positions = np.ravel_multi_index(tuple(indices.T), shape) if indices.ndim == 2 else indices
+    return Elements(shape, values, np.asarray(positions), np.zeros((), values.dtype))
+
+
+def _known(node: ir.Node) -> Format:
+    """Return the format that `node` is a call of."""
+    name = node.outputs[0].name or node.op_type
+    if node.op_type not in FORMATS:
+        raise CompressError(f"{name}: is stored as {node.op_type}, expected one of {', '.join(FORMATS)}")
+    known = FORMATS[node.op_type]
+    if len(node.inputs) != known.inputs:
+        raise CompressError(f"{name}: has {len(node.inputs)} inputs, expected {known.inputs}")
+    return known
+
+
+@contextmanager
+def _named(node: ir.Node) -> Iterator[None]:
+    """Say in every error that passes by what `node` computes."""
+    try:
+        yield
+    except CompressError as error:
+        raise CompressError(f"{node.outputs[0].name or node.op_type}: {error}") from error
 
 
 def _plain(value: ir.Value, array: np.ndarray, dtype: ir.DataType | None) -> None:
@@ -203,7 +247,7 @@ def ledger(source: ir.Model | str | Path) -> list[Row]:
         decoders = sum(ir.to_proto(each).ByteSize() + 4 for each in functions)
     rows: list[Row] = []
     counted: set[ir.Value] = set()
-    streams = _stream_bytes(model, counted)
+    streams = stream_bytes(model, counted)
     for value, name in _weights(model) if is_encoded(model) else ():
         bytes_, formats = _stored(value, streams, counted)
         rows.append(Row(name, formats, bytes_))
@@ -228,10 +272,10 @@ def _plain_row(tensor: ir.TensorProtocol) -> tuple[str, int]:
     return tensor.dtype.name.lower(), tensor.nbytes
 
 
-def _stream_bytes(model: ir.Model, counted: set[ir.Value]) -> dict[ir.Value, int]:
+def stream_bytes(model: ir.Model, counted: set[ir.Value]) -> dict[ir.Value, int]:
     """Return the bytes of each Huffman coded stream: its bits, block lengths, and codes."""
     found: dict[ir.Value, int] = {}
-    decoder = _Decoder()
+    decoder = Decoder()
     for node in model.graph:
         known = FORMATS.get(node.op_type) if node.domain == DOMAIN else None
         if not isinstance(known, Huffman):
@@ -260,7 +304,7 @@ def _stored(value: ir.Value, streams: dict[ir.Value, int], counted: set[ir.Value
         counted.add(value)
         return tensor.nbytes if new else 0, ""
     node = value.producer()
-    if node is None or not _is_decoder(node):
+    if node is None or not is_decoder(node):
         return 0, ""
     if node.op_type == "Split" or node.op_type.startswith("Huffman"):
         return 0, "Huffman"
