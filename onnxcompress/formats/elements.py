@@ -49,6 +49,15 @@ class Elements:
     background: np.ndarray | None = None
     tables: Tables | None = None
 
+    def looked_up(self) -> Elements | None:
+        """Return listed elements by value; None where all are told, or values are those of channels."""
+        if self.background is None or (self.tables is not None and self.tables.grid is not None):
+            return None
+        if self.tables is None:
+            return self
+        table = self.tables.values[0]
+        return Elements(self.shape, table[self.values], self.positions, table[self.background])
+
     def array(self) -> np.ndarray:
         """Return the array itself."""
         result = self.values
