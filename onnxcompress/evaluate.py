@@ -56,7 +56,11 @@ def operator(node: ir.Node, version: int, attributes: Mapping[str, ir.Attr] | No
     attributes = node.attributes if attributes is None else attributes
     if node.domain == "" and node.op_type == "Constant":
         return partial(_constant, next(iter(attributes.values())))
-    found = _dense(node, version, attributes) or _reference(node, version, attributes)
+    return guarded(node, _dense(node, version, attributes) or _reference(node, version, attributes))
+
+
+def guarded(node: ir.Node, found: Operator) -> Operator:
+    """Return the operator `found` of `node` with all that it raises made CompressError naming the node."""
 
     def run(inputs: Sequence[Any]) -> list[Any]:
         try:

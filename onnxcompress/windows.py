@@ -34,9 +34,9 @@ def conv(
 
     Half precision is accumulated in float32. Raises ValueError where the shapes don't fit.
     """
-    windows = _Windows(x.shape[2:], w.shape[2:], strides, dilations, pads, auto_pad)
+    windows = Windows(x.shape[2:], w.shape[2:], strides, dilations, pads, auto_pad)
     if x.shape[1] != w.shape[1] * group or w.shape[0] % group:
-        raise ValueError(_unfit(x, w, group))
+        raise ValueError(unfit(x, w.shape, group))
     inner, area = w.shape[1], int(np.prod(windows.output))
     dtype = _accumulator(x)
     kernels = np.moveaxis(w.astype(dtype, copy=False), 1, -1).reshape(group, w.shape[0] // group, -1)
@@ -70,7 +70,7 @@ def conv_transpose(
     Half precision is accumulated in float32. Raises ValueError where the shapes don't fit.
     """
     if x.shape[1] != w.shape[0] or w.shape[0] % group:
-        raise ValueError(_unfit(x, w, group))
+        raise ValueError(unfit(x, w.shape, group))
     sizes, rank = x.shape[2:], x.ndim - 2
     steps, gaps = strides or [1] * rank, dilations or [1] * rank
     reach = [(k - 1) * gap + 1 for k, gap in zip(w.shape[2:], gaps, strict=True)]
@@ -110,7 +110,7 @@ def max_pool(
     strides: Ints | None = None,
 ) -> np.ndarray:
     """Return the first output of MaxPool; padding never wins."""
-    windows = _Windows(x.shape[2:], kernel_shape, strides, dilations, pads, auto_pad, bool(ceil_mode))
+    windows = Windows(x.shape[2:], kernel_shape, strides, dilations, pads, auto_pad, bool(ceil_mode))
     lowest = np.iinfo(x.dtype).min if x.dtype.kind in "iu" else -np.inf
     y = np.full((*x.shape[:2], *windows.output), lowest, x.dtype)
     for view in windows.views(windows.pad(x, lowest)):
@@ -130,7 +130,7 @@ def average_pool(
     strides: Ints | None = None,
 ) -> np.ndarray:
     """Return AveragePool; what a window of `ceil_mode` reaches beyond the padding never counts."""
-    windows = _Windows(x.shape[2:], kernel_shape, strides, dilations, pads, auto_pad, bool(ceil_mode))
+    windows = Windows(x.shape[2:], kernel_shape, strides, dilations, pads, auto_pad, bool(ceil_mode))
     dtype = _accumulator(x)
     values = windows.pad(x.astype(dtype, copy=False), 0)
     counted = windows.pad(np.ones((1, 1, *x.shape[2:]), dtype), 1 if count_include_pad else 0, beyond=0)
@@ -154,8 +154,9 @@ def _biased(y: np.ndarray, b: np.ndarray | None, x: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(y, x.dtype)
 
 
-def _unfit(x: np.ndarray, w: np.ndarray, group: int) -> str:
-    return f"weight {list(w.shape)} in {group} groups does not fit an input of {x.shape[1]} channels"
+def unfit(x: np.ndarray, shape: Ints, group: int) -> str:
+    """Return what is wrong with a convolution of `x` with a weight of `shape`."""
+    return f"weight {list(shape)} in {group} groups does not fit an input of {x.shape[1]} channels"
 
 
 def _spread(starts: Ints, counts: Ints, steps: Ints) -> Any:
@@ -164,7 +165,7 @@ def _spread(starts: Ints, counts: Ints, steps: Ints) -> Any:
     return (..., *(slice(start, start + (count - 1) * step + 1, step) for start, count, step in spans))
 
 
-class _Windows:
+class Windows:
     """Where windows lie on an input of size `spatial`; `output` is how many there are in each dimension."""
 
     def __init__(
@@ -181,7 +182,7 @@ class _Windows:
         self.kernel = tuple(kernel)
         self.strides = tuple(strides or [1] * rank)
         self.dilations = tuple(dilations or [1] * rank)
-        reach = [(k - 1) * gap + 1 for k, gap in zip(kernel, self.dilations, strict=True)]
+        self.reach = reach = [(k - 1) * gap + 1 for k, gap in zip(kernel, self.dilations, strict=True)]
         lines = zip(spatial, reach, self.strides, strict=True)
         if auto_pad.startswith("SAME"):
             same = [_same(*line, upper=auto_pad == "SAME_UPPER") for line in lines]
@@ -214,6 +215,16 @@ class _Windows:
         for place in np.ndindex(*self.kernel):
             starts = [at * gap for at, gap in zip(place, self.dilations, strict=True)]
             yield padded[_spread(starts, self.output, self.strides)]
+
+    def seen(self, padded: np.ndarray) -> np.ndarray:
+        """Return what all places in the window see of the padded input, a view [..., *output, *kernel]."""
+        axes = tuple(range(-len(self.kernel), 0))
+        every = np.lib.stride_tricks.sliding_window_view(padded, self.reach, axes)
+        lines = zip(self.output, self.strides, strict=True)
+        firsts = [slice(0, (count - 1) * step + 1, step) for count, step in lines]
+        index: Any = (..., *firsts, *(slice(None, None, gap) for gap in self.dilations))
+        view: np.ndarray = every[index]
+        return view
 
 
 def _same(size: int, reach: int, step: int, upper: bool) -> tuple[int, int]:

@@ -4,6 +4,9 @@ When a model is prepared, each graph becomes a block: the nodes its outputs need
 with the values nobody reads after it. Running a block is a loop over its nodes that forgets those values as
 it goes, so that only what is still needed is in memory; a weight is read when first needed and forgotten like
 any other value. Functions are bound to the attributes of each call while preparing.
+
+MatMul, Gemm and Conv run on the stored form of encoded weights; see ``compressed.py``. What their symbols say
+is decoded while preparing, and kept.
 """
 
 from __future__ import annotations
@@ -22,7 +25,9 @@ import onnx_ir as ir
 from onnxcompress.errors import CompressError, UsageError
 from onnxcompress.evaluate import array, label, operator
 from onnxcompress.model import load
+from onnxcompress.runtimes.compressed import Weights
 from onnxcompress.runtimes.control import CONTROL, Attributes, Values
+from onnxcompress.runtimes.counts import Counts
 
 Hook = Callable[[ir.Node, Sequence[Any], Sequence[Any]], None]
 Kernel = Callable[[ir.Node, Sequence[Any], Attributes], list[Any]]
@@ -39,11 +44,14 @@ class Interpreter:
     """The numpy interpreter as a runtime.
 
     Each of `hooks` is called as ``hook(node, inputs, outputs)`` after every node that ran, with arrays (None
-    where an optional one is left out): nodes in subgraphs and functions, then the one that runs them.
+    where an optional one is left out, or a weight is used in its stored form): nodes in subgraphs and
+    functions, then the one that runs them. With `compressed` False, the functions of the model expand its
+    encoded weights.
     """
 
     name: ClassVar[str] = "interpreter"
     hooks: tuple[Hook, ...] = ()
+    compressed: bool = True
 
     @classmethod
     def make(cls, *, threads: int = 0, frugal: bool = False) -> Interpreter:
@@ -58,17 +66,33 @@ class Interpreter:
         """Return `model` ready to run; see ``base.Runtime``."""
         model = load(model) if isinstance(model, Path) else model
         wanted = model.graph.outputs if outputs is None else [_find(model.graph, name) for name in outputs]
-        scope = _Scope(model, model.graph.opset_imports, {}, self.hooks)
+        weights = Weights(model)
+        used = weights if self.compressed else None
+        scope = _Scope(model, model.graph.opset_imports, {}, self.hooks, used, {})
         with _named():
-            return Interpretation(model.graph.inputs, _Block(model.graph, wanted, scope))
+            return Interpretation(model.graph.inputs, _Block(model.graph, wanted, scope), weights)
 
 
 class Interpretation:
     """A model made ready to run by the interpreter."""
 
-    def __init__(self, inputs: Sequence[ir.Value], block: _Block) -> None:
+    def __init__(self, inputs: Sequence[ir.Value], block: _Block, weights: Weights) -> None:
         self._inputs = {value.name or "": value for value in inputs}
         self._block = block
+        self._weights = weights
+
+    @property
+    def counts(self) -> dict[str, Counts]:
+        """What the products with weights in their stored form took in the last run, by node.
+
+        A node is called by its name, or else that of its first output, and its operator: "fc1 (Gemm)".
+        """
+        return dict(self._weights.counts)
+
+    @property
+    def expanded(self) -> dict[str, str]:
+        """Why encoded weights, by name, are made dense after all: by which nodes, and the reason."""
+        return dict(self._weights.expanded)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the outputs by name for one feed.
@@ -76,6 +100,7 @@ class Interpretation:
         Raises UsageError where a feed doesn't fit the inputs, CompressError naming the node that fails.
         """
         values: Values = {}
+        self._weights.counts.clear()
         for name, given in feeds.items():
             if name not in self._inputs:
                 known = ", ".join(self._inputs)
@@ -142,6 +167,8 @@ class _Scope:
     opsets: Mapping[str, int]
     attributes: Attributes
     hooks: tuple[Hook, ...]
+    weights: Weights | None  # where they are used in their stored form
+    bodies: dict[ir.OperatorIdentifier, _Block]  # of functions that are called without attributes
 
     def resolve(self, attributes: Iterable[ir.Attr]) -> dict[str, ir.Attr]:
         """Return `attributes` by name, references to those of the call replaced by what they refer to.
@@ -190,10 +217,10 @@ class _Block:
         for node in reversed(graph):
             if needed.isdisjoint(node.outputs):
                 continue
-            run, captured = _prepare(node, scope)
-            reads = {value for value in node.inputs if value is not None} | captured
+            run, inputs, captured = _prepare(node, scope)
+            reads = {value for value in inputs if value is not None} | captured
             touched = reads.union(node.outputs)
-            self._steps.append(_Step(node, node.inputs, run, tuple((touched - needed) & own)))
+            self._steps.append(_Step(node, inputs, run, tuple((touched - needed) & own)))
             needed |= reads
             self.captured |= reads - own
         self._steps.reverse()
@@ -228,16 +255,28 @@ def _read(value: ir.Value, values: Values, reader: ir.Node | None) -> Any:
     return values[value]
 
 
-def _prepare(node: ir.Node, scope: _Scope) -> tuple[Run, set[ir.Value]]:
-    """Return how `node` runs, and which values besides its inputs it reads."""
+def _prepare(node: ir.Node, scope: _Scope) -> tuple[Run, Sequence[ir.Value | None], set[ir.Value]]:
+    """Return how `node` runs, the inputs it needs, in their places, and which other values it reads."""
+    run, captured = _runner(node, scope)
+    if scope.weights is None:
+        return run, node.inputs, captured
+    attributes = scope.resolve(node.attributes.values())
+    found = scope.weights.operator(node, attributes, lambda inputs: run(inputs, {}))
+    if found is None:
+        return run, node.inputs, captured
+    operator, place = found
+    needed = [None if at == place else value for at, value in enumerate(node.inputs)]
+    return lambda inputs, values: operator(inputs), needed, captured
+
+
+def _runner(node: ir.Node, scope: _Scope) -> tuple[Run, set[ir.Value]]:
+    """Return how `node` runs on all its inputs, and which values besides them it reads."""
     attributes = scope.resolve(node.attributes.values())
     if (kernel := KERNELS.get((node.domain, node.op_type))) is not None:
         found = partial(kernel, node)
         return lambda inputs, values: found(inputs, attributes), set()
     if (function := scope.model.functions.get(node.op_identifier())) is not None:
-        defaults = {name: each for name, each in function.attributes.items() if each.value is not None}
-        inner = replace(scope, opsets=function.opset_imports, attributes={**defaults, **attributes})
-        body = _Block(function, function.outputs, inner)
+        body = _body(function, attributes, scope)
         rest = [None] * (len(function.inputs) - len(node.inputs))
         return lambda inputs, values: body.run({}, [*inputs, *rest]), set()
     if node.domain == "" and node.op_type in CONTROL:
@@ -249,3 +288,17 @@ def _prepare(node: ir.Node, scope: _Scope) -> tuple[Run, set[ir.Value]]:
         return partial(CONTROL[node.op_type], attributes, bodies), captured
     plain = operator(node, scope.version(node), attributes)
     return lambda inputs, values: plain(inputs), set()
+
+
+def _body(function: ir.Function, attributes: Attributes, scope: _Scope) -> _Block:
+    """Return the body of `function` for a call with `attributes`."""
+    defaults = {name: each for name, each in function.attributes.items() if each.value is not None}
+    bound = {**defaults, **attributes}
+    key = function.identifier()
+    if not bound and key in scope.bodies:
+        return scope.bodies[key]
+    inner = replace(scope, opsets=function.opset_imports, attributes=bound, weights=None)
+    made = _Block(function, function.outputs, inner)
+    if not bound:
+        scope.bodies[key] = made
+    return made
