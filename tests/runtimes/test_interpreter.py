@@ -203,6 +203,18 @@ def test_each_call_of_a_function_has_its_own_attributes() -> None:
     assert agree(parse(text, '"" : 17, "local" : 1', FUNCTIONS), {"x": floats(2)})["y"] == 4
 
 
+def test_calls_of_a_function_without_attributes_keep_their_values_apart() -> None:
+    text = """g (float[N] x) => (float[N] y, float[N] z) {
+        a = local.outer(x) y = local.outer(a) z = local.inner(x) }"""
+    functions = """
+        <domain: "local", opset_import: ["" : 17, "local" : 1]>
+        outer (x) => (y) { a = local.inner(x) b = local.inner(a) y = Sub(b, x) }
+        <domain: "local", opset_import: ["" : 17]>
+        inner (x) => (y) { a = Add(x, x) y = Mul(a, x) }"""
+    found = agree(parse(text, '"" : 17, "local" : 1', functions), {"x": floats(1, 2)})
+    assert found["y"] == pytest.approx([8 * 7**4 - 7, 8 * 126**4 - 126])
+
+
 def test_a_function_may_be_called_without_its_last_inputs() -> None:
     text = "g (float[N] x, float l) => (float[N] y) { y = local.clipped(x, l) }"
     model = parse(text, '"" : 17, "local" : 1', FUNCTIONS)
