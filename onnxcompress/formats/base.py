@@ -189,13 +189,6 @@ class Format:
         """
         return None
 
-    def tables(self, inputs: Sequence[np.ndarray], attributes: Attributes) -> Tables | None:
-        """Return the tables in which the first of the inputs has numbers; None where it has none.
-
-        So that the first input may be told by a function, too. It is any array of numbers that occur.
-        """
-        return None
-
     def memory(self, inputs: Sequence[np.ndarray], result: np.ndarray) -> int:
         """Return the bytes of intermediate results that an engine makes."""
         raise NotImplementedError
@@ -208,6 +201,31 @@ class Format:
     def functions(self, opset: int) -> list[ir.Function]:
         """Return the function, and those that it calls, for a model of operator set `opset`."""
         return [function(text, opset) for text in (*self.uses, self.text)]
+
+
+class Coded(Format):
+    """A format whose first input has numbers of values, in tables that its other inputs tell.
+
+    A subclass gives ``tables`` in the place of ``elements``. The array has the shape of its attribute
+    `shape`, and the first input has as many numbers or more; or it has the shape of the first input.
+    """
+
+    def tables(self, inputs: Sequence[np.ndarray], attributes: Attributes) -> Tables:
+        """Return the tables; the first of `inputs` are all numbers that occur, in any order and number.
+
+        CompressError where the inputs make no sense.
+        """
+        raise NotImplementedError
+
+    def shape(self, codes: tuple[int, ...], attributes: Attributes) -> tuple[int, ...]:
+        """Return the shape of the array, of which the first input has the shape `codes`."""
+        return dims(self.name, attributes) if "shape" in attributes else codes
+
+    def elements(self, inputs: Sequence[np.ndarray], attributes: Attributes) -> Elements:
+        """Return the numbers of all elements."""
+        shape = self.shape(inputs[0].shape, attributes)
+        codes = take(self.name, inputs[0], math.prod(shape))
+        return Elements(shape, codes, tables=self.tables([codes, *inputs[1:]], attributes))
 
 
 def function(text: str, opset: int) -> ir.Function:

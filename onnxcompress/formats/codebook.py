@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import numpy as np
 
 from onnxcompress.errors import CompressError
-from onnxcompress.formats.base import TAKE, Attributes, Call, Format, Symbols, Weight, dims, take
-from onnxcompress.formats.elements import Elements, Tables
+from onnxcompress.formats.base import TAKE, Attributes, Call, Coded, Symbols, Weight
+from onnxcompress.formats.elements import Tables
 
 
-class Lookup(Format):
+class Lookup(Coded):
     """A table of at most 256 values, and for each element the number of its value.
 
     ``Lookup(x: uint8, t) -> array of the shape of x and of the type of t``. Element i is t[x[i]].
@@ -25,10 +24,6 @@ Lookup (x, t) => (y) {
   i = Cast <to = 6> (x)
   y = Gather (t, i)
 }"""
-
-    def elements(self, inputs: Sequence[np.ndarray], attributes: Attributes) -> Elements:
-        """Return the numbers of all values."""
-        return Elements(inputs[0].shape, inputs[0], tables=self.tables(inputs, attributes))
 
     def tables(self, inputs: Sequence[np.ndarray], attributes: Attributes) -> Tables:
         """Return the one table."""
@@ -42,7 +37,7 @@ Lookup (x, t) => (y) {
         return 4 * result.size
 
 
-class Codebook(Format):
+class Codebook(Coded):
     """A table of at most 256 values, and for each element the number of its value.
 
     ``Codebook(x: uint8, t; shape) -> array of `shape` and of the type of t``. Element i is t[x[i]]. x may be
@@ -79,11 +74,9 @@ Codebook <shape> (x, t) => (y) {{
             dense[weight.positions] = codes + (codes >= place)
         yield Call(self.name, (Symbols(dense, counts), weight.table(patterns)), {"shape": weight.shape})
 
-    def elements(self, inputs: Sequence[np.ndarray], attributes: Attributes) -> Elements:
-        """Return the numbers of all values."""
-        codes, table = inputs
-        shape = dims(self.name, attributes)
-        return Lookup().elements([take(self.name, codes, math.prod(shape)).reshape(shape), table], {})
+    def tables(self, inputs: Sequence[np.ndarray], attributes: Attributes) -> Tables:
+        """Return the one table."""
+        return Lookup().tables(inputs, attributes)
 
     def memory(self, inputs: Sequence[np.ndarray], result: np.ndarray) -> int:
         """Return 7 bytes an element: taken, in shape, as int32."""

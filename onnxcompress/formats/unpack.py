@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from onnxcompress.errors import CompressError
 from onnxcompress.formats import FORMATS
-from onnxcompress.formats.base import DOMAIN, VERSION, Format, attributes_of, dims, holds
+from onnxcompress.formats.base import DOMAIN, VERSION, Coded, Format, attributes_of, holds
 from onnxcompress.formats.elements import Elements
 from onnxcompress.formats.huffman import Huffman
 from onnxcompress.formats.inlining import CALLS, outline
@@ -143,16 +143,15 @@ class Decoder:
         if node is None or node.domain != DOMAIN or node.op_type not in FORMATS:
             return None
         known = _known(node)
-        told = self.elements(node.inputs[0])
+        told = self.elements(node.inputs[0]) if isinstance(known, Coded) else None
         codes = told.looked_up() if told is not None else None
-        if codes is not None:
+        if isinstance(known, Coded) and codes is not None:
             every = np.append(codes.values, np.asarray(codes.background))
             inputs = [every, *(self(each) for each in node.inputs[1:])]
             with _named(node):
                 attributes = attributes_of(node)
-                tables = known.tables(inputs, attributes)
-                shape = dims(known.name, attributes) if "shape" in attributes else codes.shape
-            fits = tables is not None and math.prod(shape) == math.prod(codes.shape)
+                tables, shape = known.tables(inputs, attributes), known.shape(codes.shape, attributes)
+            fits = math.prod(shape) == math.prod(codes.shape)
             return replace(codes, shape=shape, tables=tables) if fits else None
         inputs = [self(each) for each in node.inputs]
         with _named(node):

@@ -15,8 +15,8 @@ from stored import agree, encoded, layer, normal, weight_of
 from onnxcompress.base import Context
 from onnxcompress.data import load_data
 from onnxcompress.errors import CompressError
-from onnxcompress.formats import DOMAIN, ENCODERS, FORMATS, Call, Format, Weight
-from onnxcompress.formats.base import Attributes, dims
+from onnxcompress.formats import DOMAIN, ENCODERS, FORMATS, Call, Weight
+from onnxcompress.formats.base import Attributes, Coded
 from onnxcompress.formats.elements import Tables
 from onnxcompress.formats.storing import store
 from onnxcompress.formats.unpack import ledger
@@ -253,7 +253,7 @@ def test_what_is_not_listed_must_be_zero() -> None:
     assert runnable.run({"x": np.ones((1, 64), np.float32)})["y"].sum() == 15 + 6 * (64 * 48 - 5)
 
 
-class Scaled(Format):
+class Scaled(Coded):
     """Numbers of powers of two, and a scale for each channel along the last axis."""
 
     name = "Scaled"
@@ -261,11 +261,11 @@ class Scaled(Format):
 
     def tables(self, inputs: Sequence[np.ndarray], attributes: Attributes) -> Tables:
         _, table, scales = inputs
-        rows, columns = dims(self.name, attributes)
+        rows, columns = self.shape((), attributes)
         return Tables(table * scales[:, None], (1, rows, columns, 1))
 
 
-@pytest.mark.parametrize("sparse", ["joint", "bitmask", "relative", "csr"])
+@pytest.mark.parametrize("sparse", ["joint", "bitmask", "relative", "csr", "not"])
 def test_a_format_of_numbers_need_only_tell_its_tables(sparse: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(FORMATS, "Scaled", Scaled())
     draw = np.random.default_rng(0)
@@ -273,7 +273,7 @@ def test_a_format_of_numbers_need_only_tell_its_tables(sparse: str, monkeypatch:
     table = np.array([0, 1, -1, 0.5, -0.25], np.float32)
     scales = (draw.random(48) + 0.5).astype(np.float32)
     made = layer("MatMul", "x w", np.zeros((64, 48), np.float32))
-    (inner, *_) = ENCODERS[sparse].encode(Weight(codes))
+    (inner, *_) = [codes] if sparse == "not" else ENCODERS[sparse].encode(Weight(codes))
     call = Call("Scaled", (inner, table, scales), {"shape": (64, 48)})
     store(made, {made.graph.initializers["w"]: call}, {}, 32)
     (counts,) = agree(made, {"x": normal((3, 64))}).values()
