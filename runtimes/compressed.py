@@ -200,6 +200,7 @@ class Weights:
         elements = self._decoder.elements(value)
         if elements is None:
             return "its format can't be told element by element"
+        elements = elements.listing
         settings = {name: attribute.value for name, attribute in attributes.items()}
         if reason := refusal(elements) or misfit(node.op_type, elements.shape, settings):
             return reason
@@ -250,15 +251,14 @@ class Weights:
 
 def refusal(elements: Elements) -> str | None:
     """Return why a weight of `elements` must be made dense, or None."""
-    tables, background = elements.tables, elements.background
-    values = elements.values if tables is None else tables.values
+    values = elements.values if elements.tables is None else elements.tables.values
     if values.dtype not in _FLOATS:
         return f"it is {values.dtype}"
     if not math.prod(elements.shape):
         return "it is empty"
     if not np.isfinite(values).all():
         return "it isn't finite"
-    if background is not None and (background if tables is None else values[:, background].any()):
+    if elements.tables is None and elements.background:
         return "what it doesn't list isn't zero"
     return None
 

@@ -9,9 +9,10 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcompress.errors import CompressError
-from onnxcompress.formats.base import Attributes, Call, Format, Weight
+from onnxcompress.formats.base import Attributes, Call, Coded, Weight
 from onnxcompress.formats.channels import GRID, Grid, arranged, back, gridded, grids, rows, sample
 from onnxcompress.formats.codebooks import SPARSE
+from onnxcompress.formats.elements import Tables
 
 MOST = 255  # the largest multiple of the scale
 KINDS = {ir.DataType.FLOAT: 2.0**-24, ir.DataType.FLOAT16: 2.0**-11, ir.DataType.BFLOAT16: 2.0**-8}
@@ -19,7 +20,7 @@ LOOKS = 2**16  # elements of each channel from which its scale is told
 TRIES = 2**16  # elements of all channels by which multiples of the scale are tried
 
 
-class Affine(Format):
+class Affine(Coded):
     """Numbers of 1 to 8 bits, times a scale that each channel has of its own, or all have in common.
 
     ``Affine(x: uint8, m: float32 [a, c], z: uint8; shape, grid, to) -> array of `shape` and of type `to```.
@@ -73,19 +74,20 @@ Affine <shape, grid, to> (x, m, z) => (y) {{
                 yield Call(self.name, (each, scales.reshape(channels), z), attributes)
             return
 
-    def decode(self, inputs: Sequence[np.ndarray], attributes: Attributes) -> np.ndarray:
-        """Return the array."""
-        codes, shape, grid = gridded(self.name, inputs[0], attributes)
-        scales, points = inputs[1:]
+    def tables(self, inputs: Sequence[np.ndarray], attributes: Attributes) -> Tables:
+        """Return what each code stands for in each channel."""
+        codes, scales, points = inputs
+        grid = gridded(self.name, attributes)
         channels = (grid[0], grid[2])
         if scales.dtype != np.float32 or scales.shape != channels:
             raise CompressError(f"{self.name}: has scales {list(scales.shape)[:8]}, expected {channels}")
         if points.dtype != np.uint8 or points.shape not in (channels, (1, 1)):
             raise CompressError(f"{self.name}: has zero points {list(points.shape)[:8]}, expected {channels}")
-        steps = codes.astype(np.float32) - points.astype(np.float32)[:, None, :, None]
+        every = np.arange(int(codes.max(initial=0)) + 1, dtype=np.float32)
+        steps = every - points.reshape(-1, 1).astype(np.float32)
         with np.errstate(all="ignore"):
-            made: np.ndarray = (steps * scales[:, None, :, None]).astype(rounded(self.name, attributes))
-        return made.reshape(shape)
+            values = (steps * scales.reshape(-1, 1)).astype(rounded(self.name, attributes))
+        return Tables(values, grid)
 
     def memory(self, inputs: Sequence[np.ndarray], result: np.ndarray) -> int:
         """Return 18 bytes an element (taken, in the grid, four times as float32), and 9 a channel."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from onnxcompress.errors import CompressError
-from onnxcompress.formats.base import TAKE, Attributes, Call, Format, Symbols, Weight, dims, take
+from onnxcompress.formats.base import TAKE, Attributes, Call, Format, Symbols, Weight, dims
 
 LEAST = 16  # elements of a channel that is not along the first axis
 SAMPLE = 4096  # elements by which most weights that a format can't store are told
@@ -73,17 +73,13 @@ def back(matrix: np.ndarray, grid: Grid) -> np.ndarray:
     return np.ascontiguousarray(matrix.reshape(a, c, b, d).transpose(0, 2, 1, 3)).reshape(-1)
 
 
-def gridded(what: str, codes: np.ndarray, attributes: Attributes) -> tuple[np.ndarray, tuple[int, ...], Grid]:
-    """Return codes [a, b, c, d] as the body text `GRID` does, `shape` and `grid`.
-
-    CompressError where they don't fit one another.
-    """
+def gridded(what: str, attributes: Attributes) -> Grid:
+    """Return the attribute `grid`; CompressError where it doesn't fit `shape`, or that is empty."""
     shape, grid = dims(what, attributes), dims(what, attributes, "grid")
-    size = math.prod(shape)
-    if len(grid) != 4 or math.prod(grid) != size or not size:
+    if len(grid) != 4 or math.prod(grid) != math.prod(shape) or not math.prod(shape):
         raise CompressError(f"{what}: has a grid {list(grid)[:8]} for shape {list(shape)[:8]}")
     a, b, c, d = grid
-    return take(what, codes, size).reshape(grid), shape, (a, b, c, d)
+    return a, b, c, d
 
 
 def arranged(

@@ -10,11 +10,22 @@ from typing import ClassVar
 import numpy as np
 
 from onnxcompress.errors import CompressError
-from onnxcompress.formats.base import LARGEST, Attribute, Attributes, Call, Format, Symbols, Weight, number
+from onnxcompress.formats.base import (
+    LARGEST,
+    Attribute,
+    Attributes,
+    Call,
+    Coded,
+    Format,
+    Symbols,
+    Weight,
+    number,
+)
 from onnxcompress.formats.bitmask import Bitmask
 from onnxcompress.formats.blockcsr import BlockCSR
 from onnxcompress.formats.channels import GRID, Grid, arranged, back, gridded, grids, rows, sample
 from onnxcompress.formats.csr import CSR
+from onnxcompress.formats.elements import Tables
 from onnxcompress.formats.joint import Joint
 from onnxcompress.formats.relative import RelativeIndex
 
@@ -25,7 +36,7 @@ WORTH = (
 TRIES = 4 * 4096  # elements that a grouping is estimated by
 
 
-class Codebooks(Format):
+class Codebooks(Coded):
     """Tables of at most 256 values, one for each group of channels, and for each element its number there.
 
     ``Codebooks(x: uint8, k: uint8, t; shape, grid, group) -> array of `shape` and of the type of t``. `grid`
@@ -82,24 +93,20 @@ Codebooks <shape, grid, group> (x, k, t) => (y) {{
         for each in arranged(best.codes, weight.shape, 0, SPARSE):
             yield Call(self.name, (each, sizes, values), attributes)
 
-    def decode(self, inputs: Sequence[np.ndarray], attributes: Attributes) -> np.ndarray:
-        """Return the array."""
-        codes, shape, grid = gridded(self.name, inputs[0], attributes)
+    def tables(self, inputs: Sequence[np.ndarray], attributes: Attributes) -> Tables:
+        """Return the table of each group; those that are shorter go on with their last value."""
+        codes, sizes, table = inputs
+        grid = gridded(self.name, attributes)
         group = number(self.name, attributes, "group", 1, LARGEST)
         channels = grid[0] * grid[2]
-        sizes = inputs[1].reshape(-1)[: -(-channels // group)]
+        sizes = sizes.reshape(-1)[: -(-channels // group)]
         if sizes.dtype != np.uint8 or sizes.size * group < channels:
             raise CompressError(f"{self.name}: has {sizes.size} tables for {channels} channels")
         known = sizes.astype(np.int64) + 1
-        table = inputs[2]
-        if table.ndim != 1 or int(known.sum()) > table.size:
+        if table.ndim != 1 or int(known.sum()) > table.size or int(codes.max(initial=0)) >= int(known.max()):
             raise CompressError(f"{self.name}: has {table.size} values, expected {int(known.sum())}")
-        owner = (np.arange(channels) // group).reshape(grid[0], 1, grid[2], 1)
-        if (codes >= known[owner]).any():
-            raise CompressError(f"{self.name}: has codes beyond their tables")
-        starts = (np.cumsum(known) - known).astype(np.int32)
-        result: np.ndarray = table[codes + starts[owner]]
-        return result.reshape(shape)
+        places = np.minimum(np.arange(known.max()), sizes[:, None]) + (np.cumsum(known) - known)[:, None]
+        return Tables(table[places], grid, group)
 
     def memory(self, inputs: Sequence[np.ndarray], result: np.ndarray) -> int:
         """Return 14 bytes an element (taken, in the grid, as int32, with its table's start, in shape)."""

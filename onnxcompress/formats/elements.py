@@ -58,12 +58,24 @@ class Elements:
         table = self.tables.values[0]
         return Elements(self.shape, table[self.values], self.positions, table[self.background])
 
+    @property
+    def listing(self) -> Elements:
+        """The elements such that those that aren't listed are zero: all by number, where need be."""
+        if self.tables is None or self.background is None or not self.tables.values[:, self.background].any():
+            return self
+        return Elements(self.shape, self._every(), tables=self.tables)
+
     def array(self) -> np.ndarray:
         """Return the array itself."""
-        result = self.values
-        if self.positions is not None:
-            result = np.full(math.prod(self.shape), self.background)
-            result[self.positions] = self.values
+        result = self._every()
         if self.tables is not None:
             result = self.tables.array(result)
         return result.reshape(self.shape)
+
+    def _every(self) -> np.ndarray:
+        """Return all elements in order, or their numbers [size]."""
+        if self.positions is None:
+            return self.values
+        result = np.full(math.prod(self.shape), self.background)
+        result[self.positions] = self.values
+        return result

@@ -9,12 +9,13 @@ import numpy as np
 
 from onnxcompress.errors import CompressError
 from onnxcompress.formats.affine import finite, rounded, rounded_to
-from onnxcompress.formats.base import Attributes, Call, Format, Weight
+from onnxcompress.formats.base import Attributes, Call, Coded, Weight
 from onnxcompress.formats.channels import GRID, Grid, arranged, back, gridded, grids, rows, sample
 from onnxcompress.formats.codebooks import SPARSE, numbered
+from onnxcompress.formats.elements import Tables
 
 
-class LogScale(Format):
+class LogScale(Coded):
     """A sign and an exponent for each element, and a scale for each channel, or one for all.
 
     ``LogScale(x: uint8, t: float32 [entries], m: float32 [a, c]; shape, grid, to) -> array of `shape` and of
@@ -63,18 +64,17 @@ LogScale <shape, grid, to> (x, t, m) => (y) {{
                 yield Call(self.name, (each, *inputs), attributes)
             return
 
-    def decode(self, inputs: Sequence[np.ndarray], attributes: Attributes) -> np.ndarray:
-        """Return the array."""
-        codes, shape, grid = gridded(self.name, inputs[0], attributes)
-        table, scales = inputs[1:]
+    def tables(self, inputs: Sequence[np.ndarray], attributes: Attributes) -> Tables:
+        """Return the powers times the scale of each channel."""
+        codes, table, scales = inputs
+        grid = gridded(self.name, attributes)
         if scales.dtype != np.float32 or scales.shape != (grid[0], grid[2]):
             raise CompressError(f"{self.name}: has scales {list(scales.shape)[:8]} for a grid {list(grid)}")
-        if table.dtype != np.float32 or table.ndim != 1 or int(codes.max()) >= table.size:
+        if table.dtype != np.float32 or table.ndim != 1 or int(codes.max(initial=0)) >= table.size:
             raise CompressError(f"{self.name}: has codes beyond its table of {table.size} values")
         with np.errstate(all="ignore"):
-            made = (table[codes] * scales[:, None, :, None]).astype(rounded(self.name, attributes))
-        result: np.ndarray = made.reshape(shape)
-        return result
+            values = np.multiply.outer(scales.reshape(-1), table).astype(rounded(self.name, attributes))
+        return Tables(values, grid)
 
     def memory(self, inputs: Sequence[np.ndarray], result: np.ndarray) -> int:
         """Return 18 bytes an element: taken, in the grid, as int32, and three times as float32."""
