@@ -65,8 +65,10 @@ function compare(one, other) {
 
 await open(dense); // the engine starts
 const feeds = readFeeds();
-const [first, loadDense] = await open(dense);
-const [second, loadEncoded] = await open(encoded);
+const tries = [];
+for (let i = 0; i < 3; i++) tries.push([await open(dense), await open(encoded)]);
+const loads = [0, 1].map((file) => tries.map((each) => each[file][1]).sort((a, b) => a - b)[1]);
+const [[first], [second]] = tries.at(-1);
 const [difference, identical] = compare(await first.run(feeds), await second.run(feeds));
 const pairs = [];
 const end = performance.now() + 1000 * Number(seconds);
@@ -77,5 +79,5 @@ while (pairs.length < 3 || (pairs.length < 300 && performance.now() < end)) {
   pairs.push(swapped ? [two, one] : [one, two]);
 }
 const { version } = JSON.parse(readFileSync(join(folder, "node_modules", name, "package.json")));
-console.log(JSON.stringify({ version, loads: [loadDense, loadEncoded], difference, identical, pairs }));
+console.log(JSON.stringify({ version, loads, difference, identical, pairs }));
 process.exit(0);

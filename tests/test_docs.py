@@ -1,4 +1,4 @@
-"""Every code block of the README runs, and generated pages are fresh."""
+"""Every code block of the README and of the pages for users runs, and generated pages are fresh."""
 
 import re
 import runpy
@@ -10,19 +10,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md"]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "self-extraction.md"]
 
 
-def blocks(language: str) -> list[str]:
-    return [
-        block
-        for page in PAGES
-        for block in re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
-    ]
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
 
 
-def commands() -> list[str]:
-    lines = [line for block in blocks("console") for line in block.splitlines()]
+def commands(page: Path) -> list[str]:
+    lines = [line for block in blocks(page, "console") for line in block.splitlines()]
     return [line.removeprefix("$ ") for line in lines if line.startswith("$ onnxcompress ")]
 
 
@@ -33,24 +29,25 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("command", commands())
-def test_a_command_of_the_readme_runs(command: str, elsewhere: Path) -> None:
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_commands_of_a_page_run_one_after_the_other(page: Path, elsewhere: Path) -> None:
     from onnxcompress.cli import main
 
-    with pytest.raises(SystemExit) as left:
-        main(shlex.split(command)[1:])
-    assert not left.value.code
+    assert commands(page)
+    for command in commands(page):
+        with pytest.raises(SystemExit) as left:
+            main(shlex.split(command)[1:])
+        assert not left.value.code, command
 
 
-@pytest.mark.parametrize("block", blocks("python"))
-def test_a_python_block_of_the_readme_runs(block: str, elsewhere: Path) -> None:
+@pytest.mark.parametrize("block", [block for page in PAGES for block in blocks(page, "python")])
+def test_a_python_block_of_a_page_runs(block: str, elsewhere: Path) -> None:
     (elsewhere / "block.py").write_text(block)
     runpy.run_path(str(elsewhere / "block.py"))
 
 
-def test_there_are_blocks_to_run() -> None:
-    assert commands()
-    assert blocks("python")
+def test_there_are_blocks_of_python_to_run() -> None:
+    assert blocks(ROOT / "README.md", "python")
 
 
 def test_generated_pages_are_fresh() -> None:
