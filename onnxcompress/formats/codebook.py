@@ -41,9 +41,9 @@ class Codebook(Coded):
     """A table of at most 256 values, and for each element the number of its value.
 
     ``Codebook(x: uint8, t; shape) -> array of `shape` and of the type of t``. Element i is t[x[i]]. x may be
-    of any shape and longer than needed. Values are kept bit by bit, of any type. The table is in falling
-    order of how often its values occur, so that a Huffman code of x needs no list of symbols. Source: Han et
-    al., Deep Compression, ICLR 2016.
+    of any shape and longer than needed; an array has at least one element. Values are kept bit by bit, of any
+    type. The table is in falling order of how often its values occur, so that a Huffman code of x needs no
+    list of symbols. Source: Han et al., Deep Compression, ICLR 2016.
     """
 
     name: ClassVar[str] = "Codebook"
@@ -60,7 +60,7 @@ Codebook <shape> (x, t) => (y) {{
 
     def encode(self, weight: Weight) -> Iterator[Call]:
         """Yield the codebook of all values, zero included, where there are at most 256."""
-        if weight.codes is None:
+        if weight.codes is None or not weight.bits.size:
             return
         patterns, codes, counts = weight.codes
         if not weight.zeros:

@@ -83,12 +83,16 @@ class Huffman(Format):
         """
         _, extra, counts, _ = inputs
         blocks, least, first = (self.each(attributes, name) for name in ("blocks", "least", "first"))
-        table = np.repeat(np.arange(blocks.size), blocks)[: extra.size]
+        if not blocks.size == least.size == first.size == len(np.atleast_1d(counts)) or counts.ndim != 2:
+            raise CompressError(f"{self.name}: has {blocks.size} codes, expected tables of as many")
+        if int(blocks.sum()) > extra.size:
+            raise CompressError(f"{self.name}: has {extra.size} blocks, expected {int(blocks.sum())}")
+        table = np.repeat(np.arange(blocks.size), blocks)
         listed = counts.sum(1, dtype=np.int64) * (first > 0)
         fixed = (LIMIT + listed) / np.maximum(blocks, 1)
         bits = extra.reshape(-1)[: table.size] + least[table]
         each = bits / 8 + extra.itemsize + fixed[table]
-        ends = np.minimum(np.cumsum(sizes), each.size)
+        ends = np.clip(np.cumsum(np.array(sizes, np.int64)), 0, each.size)
         total = np.append(0, np.cumsum(each))[ends]
         return [int(size) for size in np.diff(total, prepend=0)]
 

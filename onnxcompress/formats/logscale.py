@@ -25,9 +25,9 @@ class LogScale(Coded):
     there are zeros; so the multiplication only adds exponents, and nothing is rounded. Only those of the
     powers that occur are listed, in falling order of how often they do, so that x takes few bits. x may be of
     any shape and longer than needed.
-    Whether a weight is of this kind is seen from its mantissas, which are all the same in a channel; -0.0,
-    NaN and infinity are left to other formats. Axes are those of ``Codebooks``. Source: Miyashita et al.,
-    Convolutional Neural Networks using Logarithmic Data Representation, 2016.
+    Whether a weight is of this kind is seen from its mantissas, which are all the same in a channel; NaN and
+    infinity are left to other formats, -0.0 is an entry of t. Axes are those of ``Codebooks``. Source:
+    Miyashita et al., Convolutional Neural Networks using Logarithmic Data Representation, 2016.
     """
 
     name: ClassVar[str] = "LogScale"

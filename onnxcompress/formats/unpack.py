@@ -21,6 +21,8 @@ from onnxcompress.formats.inlining import CALLS, outline
 from onnxcompress.layers import constant, put_constant
 from onnxcompress.model import SparseTensor, clone, external_files, graphs, load, to_proto
 
+DEPTH = 16  # functions in one another that make a weight
+
 
 class Row(NamedTuple):
     """One line of a ledger: a tensor, or what is said in `format`, and the bytes it takes in the file."""
@@ -32,7 +34,9 @@ class Row(NamedTuple):
 
 def is_encoded(model: ir.Model) -> bool:
     """Return whether weights of `model` are stored in formats of this package."""
-    return CALLS in model.metadata_props or any(domain == DOMAIN for domain, _, _ in model.functions)
+    if CALLS in model.metadata_props or any(domain == DOMAIN for domain, _, _ in model.functions):
+        return True
+    return any(node.domain == DOMAIN for graph in graphs(model) for node in graph)
 
 
 def unpack(model: ir.Model, *, sparse: bool = False) -> list[str]:
@@ -45,7 +49,7 @@ def unpack(model: ir.Model, *, sparse: bool = False) -> list[str]:
     outline(model)
     if not is_encoded(model):
         return names
-    _check_version(model)
+    _check(model)
     found = dict(_weights(model))
     calls = [
         (graph, [node for node in graph if is_decoder(node)])
@@ -75,10 +79,23 @@ def _densify(model: ir.Model) -> list[str]:
     return names
 
 
-def _check_version(model: ir.Model) -> None:
+def _check(model: ir.Model) -> None:
+    """Raise CompressError where `model` is encoded in another version, or its expressions are no trees."""
     version = model.opset_imports.get(DOMAIN, VERSION)
     if version != VERSION:
         raise CompressError(f"{DOMAIN}: is encoded in version {version}, expected {VERSION}")
+    depths: dict[ir.Node, int] = {}
+    for graph in graphs(model):
+        for node in graph if isinstance(graph, ir.Graph) else ():
+            if not is_decoder(node):
+                continue
+            makers = [value.producer() for value in node.inputs if value is not None]
+            depths[node] = 1 + max((depths.get(each, 0) for each in makers if each is not None), default=0)
+            readers = sum(user.domain == DOMAIN for value in node.outputs for user, _ in value.uses())
+            shared = node.op_type == "Split" or node.op_type.startswith("Huffman")
+            if depths[node] > DEPTH or (readers > 1 and not shared):
+                name = node.outputs[0].name if node.outputs else node.op_type
+                raise CompressError(f"{name}: is nested deeper than {DEPTH} functions, or read by {readers}")
 
 
 def _weights(model: ir.Model) -> Iterator[tuple[ir.Value, str]]:
@@ -122,10 +139,12 @@ class Decoder:
         node = value.producer()
         if node is not None and node.op_type == "Constant" and "value_ints" in node.attributes:
             return np.array(node.attributes["value_ints"].as_ints(), np.int64)
-        if node is not None and node.op_type == "Identity":
-            return self(node.inputs[0])
+        if node is not None and node.op_type == "Identity" and constant(node.inputs[0]) is not None:
+            return self(node.inputs[0])  # of a weight that is plain by now
         if node is None or not is_decoder(node):
             raise CompressError(f"{value.name}: is read by a function of {DOMAIN}, expected a constant")
+        if node.op_type == "Identity":
+            return self(node.inputs[0])
         if node.domain == DOMAIN and not node.op_type.startswith("Huffman"):
             return self._call(node)
         if node not in self._made:  # read by several
@@ -247,6 +266,7 @@ def ledger(source: ir.Model | str | Path) -> list[Row]:
         total = Path(source).stat().st_size + sum(external_files(model, source).values())
     model = clone(model)
     decoders = outline(model)
+    _check(model)
     if not decoders:
         functions = [each for key, each in model.functions.items() if key[0] == DOMAIN]
         decoders = sum(ir.to_proto(each).ByteSize() + 4 for each in functions)

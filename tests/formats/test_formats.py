@@ -49,6 +49,21 @@ def test_functions_compute_what_decode_does(name: str, opset: int, block: int) -
     assert len(made.graph) == len(model(dict.fromkeys(made.graph.initializers, weight)).graph)
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (0,), (3, 0, 2), (1, 1, 1, 1), (65,), (2, 3, 2)])
+def test_functions_compute_arrays_of_every_shape(shape: tuple[int, ...]) -> None:
+    for weight in (np.zeros(shape, np.float32), np.full(shape, 2.5, np.float16), np.ones(shape, np.int8)):
+        weight.reshape(-1)[1::3] = 0
+        calls = [call for each in ENCODERS.values() for call in each.encode(Weight(weight))]
+        found = [way for call in calls for way in ways(call, 64)]
+        assert found or not weight.size
+        if not found:
+            continue
+        proto = to_proto(stored(weight, found, 64)).SerializeToString()
+        session = onnxruntime.InferenceSession(proto, providers=["CPUExecutionProvider"])
+        for way, result in zip(found, session.run(None, {"s": np.array(shape, np.int64)}), strict=True):
+            assert same(result, weight), way.text
+
+
 @pytest.mark.parametrize("name", list(CASES))
 def test_the_estimate_of_a_size_is_close(name: str) -> None:
     weight = CASES[name]
