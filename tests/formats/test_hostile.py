@@ -176,7 +176,7 @@ def unpacked(proto: onnx.ModelProto, watched: bool) -> None:
 
 
 @pytest.mark.parametrize("change", list(CHANGES))
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_a_changed_file_is_an_error_or_arrays(change: str, data: st.DataObject) -> None:
     proto = onnx.ModelProto.FromString(encoded(data.draw(st.sampled_from(NAMES))))
@@ -185,7 +185,7 @@ def test_a_changed_file_is_an_error_or_arrays(change: str, data: st.DataObject) 
     unpacked(proto, watched=change in ("resize", "attribute", "element"))
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(st.data())
 def test_a_file_with_wrong_bytes_is_an_error_or_arrays(data: st.DataObject) -> None:
     raw = bytearray(encoded(data.draw(st.sampled_from(NAMES))))
