@@ -17,7 +17,7 @@ from onnxcompress.formats.elements import Tables
 MOST = 255  # the largest multiple of the scale
 KINDS = {ir.DataType.FLOAT: 2.0**-24, ir.DataType.FLOAT16: 2.0**-11, ir.DataType.BFLOAT16: 2.0**-8}
 LOOKS = 2**16  # elements of each channel from which its scale is told
-TRIES = 2**16  # elements of all channels by which multiples of the scale are tried
+TRIES = 2**13  # elements of all channels by which multiples of the scale are tried
 
 
 class Affine(Coded):
@@ -151,11 +151,15 @@ def units(values: np.ndarray, precision: float) -> np.ndarray:
     unit = np.where(largest > 0, 0.0, 1.0)
     multiples = sizes / np.where(largest > 0, largest, 1.0)[:, None]
     left = np.flatnonzero(largest > 0)
-    for count in range(1, min(MOST, int(0.1 / precision)) + 1):
-        parts = multiples[left] * count
-        near = (np.abs(parts - np.rint(parts)) <= 2 * count * precision + 1e-12).all(axis=1)
-        unit[left[near]] = largest[left[near]] / count
-        left = left[~near]
+    most = min(MOST, int(0.1 / precision))
+    many = max(1, 2**16 // multiples.size)  # multiples tried at a time
+    for start in range(1, most + 1, many):
+        counts = np.arange(start, min(start + many, most + 1))[:, None, None]
+        parts = multiples[left] * counts
+        near = (np.abs(parts - np.rint(parts)) <= 2 * counts * precision + 1e-12).all(axis=2)
+        done = near.any(axis=0)
+        unit[left[done]] = largest[left[done]] / (start + near.argmax(axis=0)[done])
+        left = left[~done]
         if not left.size:
             break
     return unit

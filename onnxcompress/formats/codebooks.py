@@ -171,7 +171,9 @@ def groupings(weight: Weight) -> list[tuple[Grid, int]]:
     found: list[tuple[float, Grid, int]] = []
     for grid in grids(weight.shape)[1:]:
         few = sample(weight.bits, grid)
-        if np.unique(few).size > max(256, few.size // 2):
+        some = few[few != 0]
+        kinds = np.unique(some).size
+        if kinds > max(256, some.size // 2) or kinds > max(32, 0.97 * some.size):
             continue
         if entropy(np.unique(few[0], return_counts=True)[1]) >= WORTH * most:
             continue
