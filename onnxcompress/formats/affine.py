@@ -123,7 +123,7 @@ def fitted(weight: Weight, grid: Grid, kind: ir.DataType) -> tuple[np.ndarray, n
     if not finite(few) or (units(few.astype(np.float64), KINDS[kind]) <= 0).any():
         return None
     matrix = rows(weight.array, grid)
-    if not finite(matrix):
+    if not finite(matrix) or (np.signbit(matrix) & (matrix == 0)).any():
         return None
     looks = matrix[:, :: max(1, matrix.shape[1] // LOOKS)].astype(np.float64)
     thin = looks[:, :: max(1, looks.shape[1] // max(64, TRIES // len(looks)))]
