@@ -266,9 +266,9 @@ class _Names:
         self.count = 0
 
     def __call__(self) -> str:
-        """Return the next free name."""
+        """Return the next name, which may be taken."""
         self.count += 1
-        return self.edit.name(f"_{np.base_repr(self.count, 36).lower()}")
+        return f"_{np.base_repr(self.count, 36).lower()}"
 
     def tensor(self, graph: ir.Graph, array: np.ndarray) -> ir.Value:
         """Return a new initializer of `graph`."""
@@ -279,8 +279,9 @@ class _Names:
     def node(self, op: str, inputs: Sequence[ir.Value], attributes: Attributes, count: int = 1) -> ir.Node:
         """Return a new node of the domain; nodes carry no names, which only take room."""
         made = ir.node(op, inputs, attributes, domain=DOMAIN if op in FORMATS else "", num_outputs=count)
+        made.name = ""  # without this, it gets one when the model is copied
         for output in made.outputs:
-            output.name = self()
+            output.name = self.edit.name(self())
         return made
 
 
