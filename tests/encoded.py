@@ -187,13 +187,13 @@ def model(weights: Mapping[str, np.ndarray], opset: int = 13) -> ir.Model:
 
 @cache
 def kept(name: str, block: int = 64) -> list[tuple[str, Way]]:
-    """Every way to store a case, with what it is called."""
-    return [
-        (f"{word}{number}: {way.text}", way)
-        for word, each in ENCODERS.items()
-        for number, call in enumerate(each.encode(Weight(CASES[name])))
-        for way in ways(call, block)
-    ]
+    """Ways to store a case, with what they are called: up to 5 for each expression, of all kinds."""
+    found = []
+    for word, each in ENCODERS.items():
+        for number, call in enumerate(each.encode(Weight(CASES[name]))):
+            every = ways(call, block)
+            found += [(f"{word}{number}: {way.text}", way) for way in every[:: -(-len(every) // 5)]]
+    return found
 
 
 def stored(weight: np.ndarray, found: list[Way], block: int, opset: int = 13) -> ir.Model:

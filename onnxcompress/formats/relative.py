@@ -106,7 +106,7 @@ def narrowest(distances: np.ndarray, bits: int) -> int:
 def split(distances: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
     """Return `distances` cut into steps of at most `most` [uint8], and which steps end at an element."""
     pieces = np.maximum(1, -(-distances // most))
-    if pieces.size and int(pieces.max()) == 1:
+    if not pieces.size or int(pieces.max()) == 1:
         return distances.astype(np.uint8), np.arange(distances.size)
     ends = np.cumsum(pieces) - 1
     steps = np.full(int(ends[-1]) + 1, most, np.uint8)

@@ -18,7 +18,7 @@ from onnxcompress.formats.base import DOMAIN, VERSION, Attributes, Call, Express
 from onnxcompress.layers import put_constant
 from onnxcompress.model import SparseTensor, opset
 
-CALL, TENSOR = 60, 16  # bytes that a node and an initializer take in a file, about, besides what they hold
+CALL, TENSOR = 32, 16  # bytes that a node and an initializer take in a file, about, besides what they hold
 SPLIT = 200  # and the call of the Huffman decoder, with the Split of its result
 IR_VERSION = 8  # the first with functions
 _Key = TypeVar("_Key")
