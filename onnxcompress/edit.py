@@ -111,6 +111,40 @@ def substitute(output: ir.Value, value: ir.Value) -> None:
     producer.graph.remove(producer, safe=True)
 
 
+def drop_identities(model: ir.Model) -> list[str]:
+    """Drop each Identity, and each Dropout at rest, whose readers can read its input; return their names.
+
+    One stays where it is an output of its graph, and its input is another one or comes from outside.
+    """
+    dropped = []
+    for graph in graphs(model):
+        for node in graph:
+            given, output = (*node.inputs[:1], None)[0], (*node.outputs[:1], None)[0]
+            if given is None or output is None or not _passes_on(node):
+                continue
+            maker, name = given.producer(), node.name or output.name or node.op_type
+            if not output.is_graph_output():
+                replace_uses(output, given)
+                graph.remove(node, safe=True)
+            elif maker is not None and maker.graph is node.graph and not given.is_graph_output():
+                substitute(output, given)
+            else:
+                continue
+            dropped.append(name)
+    return dropped
+
+
+def _passes_on(node: ir.Node) -> bool:
+    """Return whether `node` makes nothing but its first input."""
+    if node.domain not in ("", "ai.onnx") or any(output.uses() for output in node.outputs[1:]):
+        return False
+    if node.op_type != "Dropout" or any(output.is_graph_output() for output in node.outputs[1:]):
+        return node.op_type == "Identity"
+    training = node.inputs[2] if len(node.inputs) > 2 else None
+    flag = constant(training)
+    return training is None or (flag is not None and not flag.numpy().any())
+
+
 @contextmanager
 def same_ports(model: ir.Model) -> Iterator[None]:
     """Give the inputs and outputs of the main graph, by name, the types and shapes again that they had."""

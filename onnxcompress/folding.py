@@ -1,20 +1,26 @@
-"""Per-channel multiplications and additions folded into the layer before them.
+"""Per-channel multiplications and additions folded into the layer before or behind them.
 
 A layer followed by ``y = factor * x + offset``, one factor and offset for each output channel, computes the
-same with the weight scaled and the bias moved. Source: Jacob et al., CVPR 2018, section 3.2, for
+same with the weight scaled and the bias moved. So does a layer that follows one, for its input channels,
+where it doesn't pad its input with zeros. Source: Jacob et al., CVPR 2018, section 3.2, for
 BatchNormalization.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxcompress.base import Context
+from onnxcompress.base import Context, Record
 from onnxcompress.edit import Edit, drop, substitute
+from onnxcompress.fusion import Fusion
 from onnxcompress.layers import Layer, channel_vector, constant, layers
+from onnxcompress.linear import follower, put_bias, stored
 
-_Affine = tuple[np.ndarray, np.ndarray]  # factor and offset, float64 [channels]
+Affine = tuple[np.ndarray, np.ndarray]  # factor and offset, float64 [channels]
+_ARITHMETIC = ("Add", "Div", "Mul", "Sub")
 
 
 def fold_batch_norms(model: ir.Model, context: Context | None = None, exclude: str = "") -> list[str]:
@@ -29,119 +35,252 @@ def fold_batch_norms(model: ir.Model, context: Context | None = None, exclude: s
     for layer in layers(model, context):
         if layer.refusal or not layer.linear or context.excludes(layer.name, exclude):
             continue
-        if _fold_followers(edit, layer):
+        if len(layer.weight.uses()) == 1 and _fold_followers(edit, layer):
             folded.append(layer.name)
     return folded
 
 
-def _fold_followers(edit: Edit, layer: Layer) -> bool:
-    """Fold what follows `layer` into it as long as it can be; return whether anything was."""
-    bias = layer.bias()
-    if layer.position != 1 or bias is None or not _takes_bias(layer):
-        return False
-    if len(layer.weight.uses()) > 1 or layer.weight.is_graph_output():
-        return False
-    factor, offset = np.ones_like(bias), bias
-    followers = []
-    follower = _follower(layer.node)
-    while follower and (affine := _affine(follower, len(layer.shape), len(bias))):
-        factor, offset = factor * affine[0], offset * affine[0] + affine[1]
-        followers.append(follower)
-        follower = _follower(follower)
+def fold_after(fusion: Fusion, node: ir.Node) -> Record | None:
+    """Fold what follows the layer `node` into it."""
+    layer = fusion.known.get(node)
+    if layer is None or layer.refusal or not layer.linear:
+        return None
+    followers = _fold_followers(fusion.edit, layer)
     if not followers:
-        return False
-    layer.replace_weight(_scaling(layer, factor))
-    _put_bias(edit, layer, offset)
-    for follower in followers:
-        values = [value for value in follower.inputs if value is not None]
-        substitute(follower.outputs[0], layer.node.outputs[0])
+        return None
+    kinds = ", ".join(each.op_type for each in followers)
+    return Record(layer.name, True, "what follows folded in", {"operators": kinds})
+
+
+def fold_before(fusion: Fusion, node: ir.Node) -> Record | None:
+    """Fold what the layer `node` reads into it, where that is a multiplication or addition."""
+    layer, given = fusion.known.get(node), node.inputs[0] if node.inputs else None
+    maker = given.producer() if given is not None else None
+    if layer is None or maker is None or not layer.linear or not _is_arithmetic(maker):
+        return None
+    reason = layer.refusal or _fold_leader(fusion.edit, layer, maker)
+    if reason is not None:
+        return Record(layer.name, False, reason, {"before": maker.name or maker.op_type})
+    return Record(layer.name, True, "what it reads folded in", {"operators": maker.op_type})
+
+
+def unfolded(fusion: Fusion, node: ir.Node) -> Record | None:
+    """Say why `node`, a BatchNormalization or arithmetic behind a layer, is not folded into that."""
+    if not _is_arithmetic(node):
+        return None
+    place = 0 if constant(node.inputs[0]) is None else 1
+    value = node.inputs[place]
+    maker = value.producer() if value is not None else None
+    layer = fusion.known.get(maker) if maker is not None else None
+    if node.op_type != "BatchNormalization" and (layer is None or not layer.linear):
+        return None
+    return Record(node.name or node.op_type, False, _why(node, maker, layer), {"operator": node.op_type})
+
+
+def _why(node: ir.Node, maker: ir.Node | None, layer: Layer | None) -> str:
+    """Return why `node` is not folded into `layer`, the one of the node `maker` that it follows, if any."""
+    if maker is None or layer is None or not layer.linear:
+        return f"follows {maker.op_type if maker else 'an input'}, not a layer to fold it into"
+    if layer.refusal:
+        return f"the layer before it must stay: {layer.refusal}"
+    if follower(maker) is not node:
+        return "what it follows is also read elsewhere or an output"
+    bias, place = layer.bias(), _channels(layer)
+    if layer.position != 1 or bias is None or place is None:
+        return "the layer before it has no constant weight and bias for each channel"
+    found = affine(node, len(bias), *place)
+    if isinstance(found, str):
+        return found
+    if not _takes_bias(layer) and found[1].any():
+        return "the product before it takes no bias"
+    return f"the weight would overflow {layer.tensor.dtype}"
+
+
+def _fold_followers(edit: Edit, layer: Layer) -> list[ir.Node]:
+    """Fold what follows `layer` into it as long as it can be; return what that was."""
+    bias, place = layer.bias(), _channels(layer)
+    if layer.position != 1 or bias is None or place is None or layer.weight.is_graph_output():
+        return []
+    factor, offset, more = np.ones_like(bias), bias, _takes_bias(layer)
+    followers: list[ir.Node] = []
+    reader = follower(layer.node)
+    while reader is not None:
+        found = affine(reader, len(bias), *place)
+        if isinstance(found, str) or (found[1].any() and not more):
+            break
+        if _overflows(layer, scaling(layer, factor * found[0]), offset * found[0] + found[1]):
+            break
+        factor, offset = factor * found[0], offset * found[0] + found[1]
+        followers.append(reader)
+        reader = follower(reader)
+    if not followers:
+        return []
+    layer.replace_weight(scaling(layer, factor))
+    if offset.any() or len(layer.node.inputs) > 2:
+        put_bias(edit, layer, offset)
+    for reader in followers:
+        values = [value for value in reader.inputs if value is not None]
+        substitute(reader.outputs[0], layer.node.outputs[0])
         for value in values:
             drop(value)
-    return True
+    return followers
+
+
+def _fold_leader(edit: Edit, layer: Layer, leader: ir.Node) -> str | None:
+    """Fold `leader`, which `layer` reads, into it; return why that can't be, or None."""
+    given, output = leader.inputs[0 if constant(leader.inputs[0]) is None else 1], leader.outputs[0]
+    bias, inputs = layer.bias(), _inputs(layer)
+    if layer.position != 1 or bias is None or inputs is None:
+        return "it has no constant matrix and bias"
+    if follower(leader) is not layer.node:
+        return "what it reads is also read elsewhere or an output"
+    if given is None or given.shape is None or output.shape is None or given.shape != output.shape:
+        return "what it reads may be of another shape before it is scaled"
+    rank = len(given.shape)
+    found = affine(leader, inputs, rank, 1 if "Conv" in layer.op else rank - 1)
+    if isinstance(found, str):
+        return found
+    factor, offset = found
+    scaled, more = scaling(layer, factor, inward=True), np.zeros_like(bias)
+    if offset.any():
+        if _pads(layer):
+            return "its padding with zeros would see what is added"
+        if not _takes_bias(layer):
+            return "it takes no bias"
+        more = scaling(layer, offset, inward=True, dtype=np.float64)(layer.value())
+        kept = layer.channel_axes[0]
+        more = more.sum(axis=tuple(axis for axis in range(more.ndim) if axis != kept))
+        more = more * layer.node.attributes.get_float("alpha", 1.0)
+    if _overflows(layer, scaled, bias + more):
+        return f"its weight would overflow {layer.tensor.dtype}"
+    layer.replace_weight(scaled)
+    if more.any():
+        put_bias(edit, layer, bias + more)
+    constants = [value for value in leader.inputs if value is not None and value is not given]
+    layer.node.replace_input_with(0, given)
+    assert isinstance(leader.graph, ir.Graph)
+    leader.graph.remove(leader, safe=True)
+    for value in constants:
+        drop(value)
+    return None
+
+
+def _pads(layer: Layer) -> bool:
+    """Return whether some outputs of `layer` are made of fewer inputs than others."""
+    attributes = layer.node.attributes
+    padded = any(attributes.get_ints("pads", ())) or attributes.get_string("auto_pad", "NOTSET")[:4] == "SAME"
+    return layer.op == "ConvTranspose" or (layer.op == "Conv" and padded)
 
 
 def _takes_bias(layer: Layer) -> bool:
     """Return whether the node of `layer` can add a bias; a MatMul of matrices can as a Gemm."""
-    shape = layer.node.inputs[0].shape if layer.node.inputs[0] is not None else None
+    value = layer.node.inputs[0]
+    shape = value.shape if value is not None else None
     return layer.op != "MatMul" or (len(layer.shape) == 2 and shape is not None and len(shape) == 2)
 
 
-def _follower(node: ir.Node) -> ir.Node | None:
-    """Return the one node that reads `node`'s output, or None."""
-    output = node.outputs[0]
-    uses = output.uses()
-    if len(uses) != 1 or output.is_graph_output():
+def _channels(layer: Layer) -> tuple[int, int] | None:
+    """Return how many axes the output of `layer` has and which holds its channels; None where unknown."""
+    if layer.op != "MatMul":
+        return len(layer.shape), 1
+    shape = layer.node.outputs[0].shape
+    if len(layer.shape) != 2 or (shape is None and not _takes_bias(layer)):
         return None
-    (use,) = uses
-    reader: ir.Node = use.node
-    return reader if reader.graph is node.graph and reader.domain in ("", "ai.onnx") else None
+    rank = 2 if shape is None else len(shape)
+    return rank, rank - 1
 
 
-def _affine(node: ir.Node, rank: int, channels: int) -> _Affine | None:
-    """Return what `node` does to each channel of a tensor of `rank` axes; None where it is not affine."""
+def _inputs(layer: Layer) -> int | None:
+    """Return how many channels `layer` reads; None where its input is transposed or its weight no matrix."""
+    if layer.op == "Conv":
+        return layer.shape[1] * layer.node.attributes.get_int("group", 1)
+    if layer.op == "ConvTranspose":
+        return layer.shape[0]
+    if layer.node.attributes.get_int("transA", 0) or len(layer.shape) != 2:
+        return None
+    return layer.shape[1 - layer.channel_axes[0]]
+
+
+def _is_arithmetic(node: ir.Node) -> bool:
+    """Return whether `node` is a BatchNormalization, or adds or multiplies by a constant."""
+    if node.domain not in ("", "ai.onnx"):
+        return False
     if node.op_type == "BatchNormalization":
-        return _normalization(node, channels)
-    if node.op_type not in ("Mul", "Add", "Sub", "Div"):
-        return None
+        return True
+    return node.op_type in _ARITHMETIC and sum(constant(value) is not None for value in node.inputs) == 1
+
+
+def affine(node: ir.Node, channels: int, rank: int, axis: int = 1) -> Affine | str:
+    """Return what `node` does to each of the `channels` along `axis` of a tensor of `rank` axes.
+
+    A text says why it isn't one factor and one offset each.
+    """
+    if not _is_arithmetic(node):
+        return f"{node.op_type} is no arithmetic with a constant"
+    if node.op_type == "BatchNormalization":
+        return _normalization(node, channels) if axis == 1 else "its channels lie along another axis"
     place = 0 if constant(node.inputs[0]) is not None else 1
     if place == 0 and node.op_type in ("Sub", "Div"):
-        return None
-    operand = channel_vector(node.inputs[place], rank, channels, axis=1)
-    if operand is None or (node.op_type == "Div" and not operand.all()):
-        return None
+        return f"{node.op_type} has its constant first"
+    operand = channel_vector(node.inputs[place], rank, channels, axis)
+    if operand is None:
+        return "its constant is not one number for each channel"
+    if not np.isfinite(operand).all() or (node.op_type == "Div" and not operand.all()):
+        return "it divides by zero, or its constant is not finite"
     one, zero = np.ones(channels), np.zeros(channels)
     if node.op_type in ("Add", "Sub"):
         return one, operand if node.op_type == "Add" else -operand
     return operand if node.op_type == "Mul" else 1 / operand, zero
 
 
-def _normalization(node: ir.Node, channels: int) -> _Affine | None:
-    """Return factor and offset of a BatchNormalization; None where it is training or not constant."""
+def _normalization(node: ir.Node, channels: int) -> Affine | str:
+    """Return factor and offset of a BatchNormalization, or why it has none."""
     if node.attributes.get_int("training_mode", 0) or any(output.uses() for output in node.outputs[1:]):
-        return None
+        return "it is in training mode"
     figures = [constant(value) for value in node.inputs[1:5]]
-    if any(figure is None or figure.size != channels for figure in figures):
-        return None
-    scale, shift, mean, variance = (
-        figure.numpy().astype(np.float64) for figure in figures if figure is not None
-    )
+    arrays = [figure.numpy().astype(np.float64) for figure in figures if figure is not None]
+    if len(arrays) < 4 or any(array.size != channels for array in arrays):
+        return "its figures are not constants for each channel"
+    scale, shift, mean, variance = arrays
     spread = variance + node.attributes.get_float("epsilon", 1e-5)
     if not (spread > 0).all():
-        return None
+        return "its variance is not positive"
     factor = scale / np.sqrt(spread)
     return factor, shift - mean * factor
 
 
-def _put_bias(edit: Edit, layer: Layer, bias: np.ndarray) -> None:
-    """Give `layer` the new `bias` [channels], not shared with others."""
-    node = layer.node
-    assert isinstance(node.graph, ir.Graph)
-    old = node.inputs[2] if len(node.inputs) > 2 else None
-    dtype = layer.tensor.dtype
-    value = edit.constant(node.graph, f"{layer.name}_bias", bias.astype(dtype.numpy()))
-    if len(node.inputs) < 3:
-        node.resize_inputs(3)
-    node.replace_input_with(2, value)
-    if layer.op == "MatMul":
-        node.op_type = "Gemm"
-    node.attributes.pop("beta", None)
-    if old is not None:
-        drop(old)
+def scaling(
+    layer: Layer, factor: np.ndarray, *, inward: bool = False, dtype: type[np.floating] | None = None
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the function that multiplies the weight of `layer` by `factor`, float64 [channels].
 
-
-def _scaling(layer: Layer, factor: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the function that multiplies the weight of `layer` by `factor` [channels]."""
-    shape, axis = layer.shape, layer.channel_axes[0]
-    group = layer.node.attributes.get_int("group", 1) if layer.op == "ConvTranspose" else 1
-    rest = (1,) * (len(shape) - axis - 1)
+    The channels are its outputs, or with `inward` its inputs. It computes in float64 and returns the weight's
+    dtype unless another is given.
+    """
+    node, shape, kept = layer.node, layer.shape, layer.channel_axes[0]
+    convolution = "Conv" in layer.op
+    axis = kept if not inward else 1 - kept
+    groups = node.attributes.get_int("group", 1) if convolution else 1
+    rest = (1,) * (len(shape) - 2)
 
     def scaled(weight: np.ndarray) -> np.ndarray:
-        factors = factor.astype(weight.dtype)
-        if axis == 0:
-            result: np.ndarray = weight * factors.reshape(-1, *rest)
-            return result
-        split = weight.reshape(group, -1, *shape[1:])  # a group's inputs, its outputs, the kernel
-        result = split * factors.reshape(group, 1, -1, *rest)
-        return result.reshape(shape)
+        if convolution and axis == 1:  # it counts the channels of one group; axis 0 those of all
+            factors = factor.reshape(groups, 1, -1, *rest)
+        elif convolution:
+            factors = factor.reshape(groups, -1, 1, *rest)
+        else:
+            factors = factor.reshape((1, -1) if axis == 1 else (-1, 1))
+        split = weight.astype(np.float64)
+        split = split.reshape(groups, -1, *shape[1:]) if convolution else split
+        with np.errstate(over="ignore"):
+            result: np.ndarray = (split * factors).reshape(shape).astype(dtype or weight.dtype)
+        return result
 
     return scaled
+
+
+def _overflows(layer: Layer, scaled: Callable[[np.ndarray], np.ndarray], bias: np.ndarray) -> bool:
+    """Return whether `layer` has a weight of 16 bits for which it, once `scaled`, or `bias` is too large."""
+    if layer.tensor.dtype.bitwidth > 16:
+        return False
+    return stored(layer, scaled(layer.value()), bias) is None

@@ -112,12 +112,12 @@ def as_recipe(passes: str | Recipe | Pass | Sequence[Pass | str]) -> Recipe:
 
 def lossless() -> list[Pass]:
     """Return the passes that make a model smaller without changing what it computes."""
-    return [make("simplify", {})]
+    return [make("simplify", {}), make("fuse", {})]
 
 
 def fast() -> list[Pass]:
-    """Return the passes that make a model fast: cleaned up, then int8."""
-    return [make("simplify", {}), make("quant", {})]
+    """Return the passes that make a model fast: cleaned up, layers merged, then int8."""
+    return [make("simplify", {}), make("fuse", {}), make("quant", {})]
 
 
 PRESETS: dict[str, Callable[[], list[Pass]]] = {"lossless": lossless, "fast": fast}

@@ -2,10 +2,11 @@
 
 from onnxcompress.passes.cluster import Cluster
 from onnxcompress.passes.encode import Encode
+from onnxcompress.passes.fuse import Fuse
 from onnxcompress.passes.prune import Prune
 from onnxcompress.passes.quant import Quant
 from onnxcompress.passes.simplify import Simplify
 
-BUILT_IN = (Simplify, Prune, Cluster, Quant, Encode)
+BUILT_IN = (Simplify, Fuse, Prune, Cluster, Quant, Encode)
 
-__all__ = ["BUILT_IN", "Cluster", "Encode", "Prune", "Quant", "Simplify"]
+__all__ = ["BUILT_IN", "Cluster", "Encode", "Fuse", "Prune", "Quant", "Simplify"]

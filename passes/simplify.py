@@ -11,7 +11,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from onnxcompress.base import Context, Effect, Pass, Result, option
-from onnxcompress.edit import drop, replace_uses, same_ports, substitute
+from onnxcompress.edit import drop, drop_identities, replace_uses, same_ports
 from onnxcompress.errors import CompressError
 from onnxcompress.layers import constant
 from onnxcompress.model import IN_LINE_LIMIT, MappedTensor, graphs, load, to_proto, weight_bytes
@@ -91,24 +91,6 @@ def clean_up(model: ir.Model) -> None:
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     common.RemoveUnusedOpsetsPass()(model)
-
-
-def drop_identities(model: ir.Model) -> None:
-    """Drop each Identity of `model` whose readers can read its input instead.
-
-    It stays where it is an output of its graph and its input is another one, or comes from outside the graph.
-    """
-    for graph in graphs(model):
-        for node in graph:
-            if node.op_type != "Identity" or node.domain not in ("", "ai.onnx") or node.inputs[0] is None:
-                continue
-            given, output = node.inputs[0], node.outputs[0]
-            maker = given.producer()
-            if not output.is_graph_output():
-                replace_uses(output, given)
-                graph.remove(node, safe=True)
-            elif maker is not None and maker.graph is node.graph and not given.is_graph_output():
-                substitute(output, given)
 
 
 def comparable(node: ir.Node) -> bool:

@@ -117,7 +117,10 @@ def test_a_recipe_file_that_cannot_be_read_is_a_usage_error(tmp_path: Path) -> N
 
 
 def test_presets_are_lists_of_passes() -> None:
-    assert {name: str(preset(name)) for name in PRESETS} == {"lossless": "simplify", "fast": "simplify,quant"}
+    assert {name: str(preset(name)) for name in PRESETS} == {
+        "lossless": "simplify,fuse",
+        "fast": "simplify,fuse,quant",
+    }
     with pytest.raises(UsageError, match="lossles: no such preset; did you mean lossless"):
         preset("lossles")
 

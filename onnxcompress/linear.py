@@ -1,0 +1,224 @@
+"""Convolutions and matrix products of a graph seen as one thing: a window, a weight and a bias.
+
+The view that merging layers needs: read from the nodes, and written back to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxcompress.convolve import Ints, Window
+from onnxcompress.cost import Cost, elements
+from onnxcompress.edit import Edit, drop
+from onnxcompress.layers import Layer, channel_vector
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A Conv, Gemm or MatMul with a constant weight; behind a MatMul maybe the Add of its bias, `adder`."""
+
+    layer: Layer
+    window: Window
+    adder: ir.Node | None = None
+
+    @property
+    def node(self) -> ir.Node:
+        """The node with the weight."""
+        return self.layer.node
+
+    @property
+    def nodes(self) -> tuple[ir.Node, ...]:
+        """All its nodes, in their order."""
+        return (self.node,) if self.adder is None else (self.node, self.adder)
+
+    @property
+    def convolution(self) -> bool:
+        """Whether it is a convolution: its channels lie along axis 1, those of a product along the last."""
+        return self.layer.op == "Conv"
+
+    @property
+    def input(self) -> ir.Value:
+        """What it reads."""
+        value = self.node.inputs[0]
+        assert value is not None
+        return value
+
+    @property
+    def output(self) -> ir.Value:
+        """What it makes, bias included."""
+        return self.nodes[-1].outputs[0]
+
+    @property
+    def spatial(self) -> Ints | None:
+        """The spatial sizes of its input, or None where they aren't known."""
+        return spatial(self.input, len(self.window.sizes))
+
+    def weight(self) -> np.ndarray:
+        """Return the weight, float64 [the window's shape]; CompressError where it holds NaN or infinity."""
+        weight = self.layer.value().astype(np.float64)
+        if self.convolution:
+            return weight
+        if not self.node.attributes.get_int("transB", 0):
+            weight = weight.T
+        scaled: np.ndarray = weight * self.node.attributes.get_float("alpha", 1.0)
+        return scaled
+
+    def bias(self) -> np.ndarray:
+        """Return what is added to each output channel, float64 [outputs]."""
+        own = self.layer.bias()
+        assert own is not None, f"{self.layer.name} has no constant bias"
+        if self.adder is None:
+            return own
+        added = _added(self.adder, self.node.outputs[0], self.window.outputs)
+        assert added is not None
+        return own + added
+
+    def cost(self) -> Cost | None:
+        """Return what its nodes cost; None where shapes don't tell. The Add of a bias is part of it."""
+        return self.cost_as(self.window, bool(self.bias().any()), elements(self.output))
+
+    def cost_as(self, window: Window, biased: bool, written: int | None) -> Cost | None:
+        """Return what a layer of `window` costs that reads this one's input and makes `written` elements."""
+        read = elements(self.input)
+        if read is None or written is None:
+            return None
+        size = int(np.prod(window.shape))
+        return Cost(size + window.outputs * biased, written * size // window.outputs, read, written)
+
+    def takes_bias(self) -> bool:
+        """Return whether a bias can be given to it, without a node more."""
+        shape = self.input.shape
+        return self.layer.op != "MatMul" or self.adder is not None or (shape is not None and len(shape) == 2)
+
+
+def linear(layer: Layer) -> Linear | str:
+    """Return `layer` as a window, or why it can't be seen as one."""
+    node = layer.node
+    if layer.position != 1 or not layer.linear or layer.op == "ConvTranspose":
+        return f"{layer.op} with its weight in place {layer.position} is no plain convolution or product"
+    if any(attribute.is_ref() for attribute in node.attributes.values()):
+        return "its attributes are those of a function's call"
+    if node.attributes.get_int("transA", 0):
+        return "its input is transposed"
+    if layer.op != "Conv" and len(layer.shape) != 2:
+        return f"its weight has {len(layer.shape)} axes, a matrix has 2"
+    if layer.bias() is None:
+        return "its bias is not one number for each channel"
+    if layer.op == "Conv":
+        window = _window(node, layer.shape)
+        return window if isinstance(window, str) else Linear(layer, window)
+    outputs = layer.shape[layer.channel_axes[0]]
+    window = Window(outputs, layer.size // outputs if outputs else 0)
+    reader = follower(node) if layer.op == "MatMul" else None
+    added = reader is not None and _added(reader, node.outputs[0], outputs) is not None
+    return Linear(layer, window, reader if added else None)
+
+
+def _window(node: ir.Node, shape: Sequence[int]) -> Window | str:
+    """Return the window of the Conv `node` whose weight has `shape`, or why it can't be told."""
+    attributes, sizes = node.attributes, tuple(shape[2:])
+    rank, groups = len(sizes), attributes.get_int("group", 1)
+    strides = tuple(attributes.get_ints("strides", (1,) * rank))
+    dilations = tuple(attributes.get_ints("dilations", (1,) * rank))
+    pads = tuple(attributes.get_ints("pads", (0,) * 2 * rank))
+    how = attributes.get_string("auto_pad", "NOTSET")
+    if how == "VALID":
+        pads = (0,) * 2 * rank
+    elif how != "NOTSET":
+        found = spatial(node.inputs[0], rank)
+        if found is None and any(stride != 1 for stride in strides):
+            return "its padding depends on the size of its input, which isn't known"
+        lengths = found or (1,) * rank
+        reach = [d * (k - 1) for d, k in zip(dilations, sizes, strict=True)]
+        totals = [
+            max((-(-n // s) - 1) * s + r + 1 - n, 0) for n, s, r in zip(lengths, strides, reach, strict=True)
+        ]
+        less, more = [t // 2 for t in totals], [t - t // 2 for t in totals]
+        pads = (*less, *more) if how == "SAME_UPPER" else (*more, *less)
+    if any(pad < 0 for pad in pads) or not all(shape):
+        return "its padding is negative" if all(shape) else "its weight is empty"
+    return Window(shape[0], shape[1] * groups, groups, sizes, strides, dilations, pads[:rank], pads[rank:])
+
+
+def spatial(value: ir.Value | None, rank: int) -> Ints | None:
+    """Return the last `rank` sizes of `value`; None where they aren't known."""
+    if value is None or value.shape is None or len(value.shape) != rank + 2:
+        return None
+    dims = tuple(dim for dim in value.shape[2:] if isinstance(dim, int))
+    return dims if len(dims) == rank else None
+
+
+def follower(node: ir.Node) -> ir.Node | None:
+    """Return the one node, of the same graph, that reads what `node` makes; None where there is none."""
+    output = node.outputs[0]
+    uses = output.uses()
+    if len(uses) != 1 or output.is_graph_output():
+        return None
+    (use,) = uses
+    reader: ir.Node = use.node
+    return reader if reader.graph is node.graph and reader.domain in ("", "ai.onnx") else None
+
+
+def _added(node: ir.Node, value: ir.Value, channels: int) -> np.ndarray | None:
+    """Return what the Add `node` adds to each of the last axis's `channels` of `value`; None for no such."""
+    if node.op_type != "Add" or value.shape is None:
+        return None
+    rank = len(value.shape)
+    operand = node.inputs[1] if node.inputs[0] is value else node.inputs[0]
+    return channel_vector(operand, rank, channels, axis=rank - 1)
+
+
+def stored(layer: Layer, *arrays: np.ndarray) -> list[np.ndarray] | None:
+    """Return float64 `arrays` in the dtype of the weight of `layer`; None where one overflows it."""
+    with np.errstate(over="ignore"):
+        found = [array.astype(layer.tensor.dtype.numpy()) for array in arrays]
+    sound = all(np.isfinite(array.astype(np.float64)).all() for array in found)
+    return found if sound else None
+
+
+def write(edit: Edit, old: Linear, window: Window, weight: np.ndarray, bias: np.ndarray) -> None:
+    """Make the nodes of `old` compute what `window`, `weight` and `bias`, of the dtype of its weight, say."""
+    node, graph = old.node, old.node.graph
+    assert isinstance(graph, ir.Graph)
+    before = old.layer.weight
+    if not old.convolution:
+        weight = weight if node.attributes.get_int("transB", 0) else weight.T
+        node.attributes.pop("alpha", None)
+    node.replace_input_with(1, edit.constant(graph, before.name or f"{old.layer.name}_weight", weight))
+    drop(before)
+    if old.convolution:
+        node.attributes.pop("auto_pad", None)
+        node.attributes["kernel_shape"] = ir.AttrInt64s("kernel_shape", window.sizes)
+        node.attributes["strides"] = ir.AttrInt64s("strides", window.strides)
+        node.attributes["dilations"] = ir.AttrInt64s("dilations", window.dilations)
+        node.attributes["pads"] = ir.AttrInt64s("pads", (*window.front, *window.back))
+        node.attributes["group"] = ir.AttrInt64("group", window.groups)
+    if old.adder is not None:
+        place = 1 if old.adder.inputs[0] is node.outputs[0] else 0
+        addend = old.adder.inputs[place]
+        assert addend is not None
+        old.adder.replace_input_with(place, edit.constant(graph, f"{old.layer.name}_bias", bias))
+        drop(addend)
+    elif bias.any() or len(node.inputs) > 2:
+        put_bias(edit, old.layer, bias)
+
+
+def put_bias(edit: Edit, layer: Layer, bias: np.ndarray) -> None:
+    """Give `layer` the new `bias` [channels], not shared with others; a MatMul becomes a Gemm."""
+    node = layer.node
+    assert isinstance(node.graph, ir.Graph)
+    old = node.inputs[2] if len(node.inputs) > 2 else None
+    dtype = layer.tensor.dtype
+    value = edit.constant(node.graph, f"{layer.name}_bias", bias.astype(dtype.numpy()))
+    if len(node.inputs) < 3:
+        node.resize_inputs(3)
+    node.replace_input_with(2, value)
+    if layer.op == "MatMul":
+        node.op_type = "Gemm"
+    node.attributes.pop("beta", None)
+    if old is not None:
+        drop(old)
