@@ -193,7 +193,7 @@ def _side_by_side(
         return refuse(reason)
     if reason := fusion.put(kept, layers, target, weight(), bias):
         return refuse(reason)
-    _rewire(node, parts, kept, target.outputs)
+    _rewire(node, parts, kept)
     return Record(kept.layer.name, True, f"branches of {node.op_type} merged", numbers)
 
 
@@ -214,7 +214,7 @@ def _costs(
     return [*(part.cost for part in parts), joining], after
 
 
-def _rewire(node: ir.Node, parts: Sequence[_Branch], kept: Linear, channels: int) -> None:
+def _rewire(node: ir.Node, parts: Sequence[_Branch], kept: Linear) -> None:
     """Let `kept` stand for all `parts` among what `node` joins; without others, for `node` too."""
     gone = [each for part in parts if part.layer is not kept for each in part.nodes]
     if len(parts) == len(node.inputs):
@@ -226,9 +226,4 @@ def _rewire(node: ir.Node, parts: Sequence[_Branch], kept: Linear, channels: int
     for place, value in enumerate(inputs):
         node.replace_input_with(place, value)
     node.resize_inputs(len(inputs))
-    for output in (kept.node.outputs[0], kept.output):
-        if output.shape is not None:
-            dims = list(output.shape)
-            dims[1 if kept.convolution else -1] = channels
-            output.shape = ir.Shape(dims)
     retire(gone)

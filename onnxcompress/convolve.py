@@ -132,8 +132,10 @@ def common(windows: Sequence[Window], spatial: Sequence[int] | None) -> Window |
         alike = len({each.output(spatial) for each in windows}) == 1
     front = tuple(max(each.front[i] for each in windows) for i in rank)
     last = tuple(max(each.last[i] for each in windows) for i in rank)
-    back = tuple(last[i] + max(each[i] for each in spare) for i in rank)
-    if not alike or any(each.strides != first.strides for each in windows) or any(b < 0 for b in back):
+    back = tuple(max(last[i] + min(each[i] for each in spare), 0) for i in rank)
+    if not alike or any(each.strides != first.strides for each in windows):
+        return None
+    if any(back[i] > last[i] + max(each[i] for each in spare) for i in rank):
         return None
     steps = tuple(
         _step(

@@ -17,8 +17,9 @@ from onnxcompress.layers import LINEAR, constant
 
 # They give the same elements another shape or name: engines move nothing for them.
 _VIEWS = ("Constant", "Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
-# One element moved costs as much as this many multiply-adds: see docs/design/0004-fusing.md.
-MACS_PER_ELEMENT = 32
+# What reading or writing one element costs, in multiply-adds: where two layers break even with one in float32
+# on one core (benchmarks/fusing.py).
+MACS_PER_ELEMENT = 16
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from onnxcompress.base import Context, Record
 from onnxcompress.edit import Edit, drop, substitute
 from onnxcompress.fusion import Fusion
 from onnxcompress.layers import Layer, channel_vector, constant, layers
-from onnxcompress.linear import follower, put_bias, stored
+from onnxcompress.linear import follower, linear, put_bias, stored
 
 Affine = tuple[np.ndarray, np.ndarray]  # factor and offset, float64 [channels]
 _ARITHMETIC = ("Add", "Div", "Mul", "Sub")
@@ -74,6 +74,8 @@ def unfolded(fusion: Fusion, node: ir.Node) -> Record | None:
     layer = fusion.known.get(maker) if maker is not None else None
     if node.op_type != "BatchNormalization" and (layer is None or not layer.linear):
         return None
+    if layer is not None and node in getattr(linear(layer), "nodes", ()):
+        return None  # it is the bias of the MatMul before
     return Record(node.name or node.op_type, False, _why(node, maker, layer), {"operator": node.op_type})
 
 

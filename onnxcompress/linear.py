@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnxcompress.convolve import Ints, Window
 from onnxcompress.cost import Cost, elements
 from onnxcompress.edit import Edit, drop
-from onnxcompress.layers import Layer, channel_vector
+from onnxcompress.layers import Layer, channel_vector, put_constant
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Linear:
 
     def weight(self) -> np.ndarray:
         """Return the weight, float64 [the window's shape]; CompressError where it holds NaN or infinity."""
-        weight = self.layer.value().astype(np.float64)
+        weight: np.ndarray = self.layer.value().astype(np.float64)
         if self.convolution:
             return weight
         if not self.node.attributes.get_int("transB", 0):
@@ -75,7 +75,8 @@ class Linear:
             return own
         added = _added(self.adder, self.node.outputs[0], self.window.outputs)
         assert added is not None
-        return own + added
+        both: np.ndarray = own + added
+        return both
 
     def cost(self) -> Cost | None:
         """Return what its nodes cost; None where shapes don't tell. The Add of a bias is part of it."""
@@ -184,12 +185,10 @@ def write(edit: Edit, old: Linear, window: Window, weight: np.ndarray, bias: np.
     """Make the nodes of `old` compute what `window`, `weight` and `bias`, of the dtype of its weight, say."""
     node, graph = old.node, old.node.graph
     assert isinstance(graph, ir.Graph)
-    before = old.layer.weight
     if not old.convolution:
         weight = weight if node.attributes.get_int("transB", 0) else weight.T
         node.attributes.pop("alpha", None)
-    node.replace_input_with(1, edit.constant(graph, before.name or f"{old.layer.name}_weight", weight))
-    drop(before)
+    put_constant(old.layer.weight, ir.tensor(np.ascontiguousarray(weight), name=old.layer.weight.name))
     if old.convolution:
         node.attributes.pop("auto_pad", None)
         node.attributes["kernel_shape"] = ir.AttrInt64s("kernel_shape", window.sizes)
@@ -197,6 +196,11 @@ def write(edit: Edit, old: Linear, window: Window, weight: np.ndarray, bias: np.
         node.attributes["dilations"] = ir.AttrInt64s("dilations", window.dilations)
         node.attributes["pads"] = ir.AttrInt64s("pads", (*window.front, *window.back))
         node.attributes["group"] = ir.AttrInt64("group", window.groups)
+    for output in {node.outputs[0]: None, old.output: None}:
+        if output.shape is not None:
+            dims = list(output.shape)
+            dims[1 if old.convolution else -1] = window.outputs
+            output.shape = ir.Shape(dims)
     if old.adder is not None:
         place = 1 if old.adder.inputs[0] is node.outputs[0] else 0
         addend = old.adder.inputs[place]

@@ -18,7 +18,7 @@ from onnxcompress.layers import Layer, by_weight
 from onnxcompress.merging import merge_pad, merge_sequence
 from onnxcompress.model import graphs
 
-# Tried on each node in this order, again and again as long as one of them changes something.
+# Each is tried on every node, in this order, again and again as long as one of them changes something.
 RULES = (merge_pad, fold_after, merge_sum, merge_concat, merge_sequence, fold_before, unfolded)
 
 
@@ -36,7 +36,7 @@ class Fuse(Pass):
     first's bias is missing there, and so is what it would make of inputs; then the two stay.
 
     With ``when=cheaper`` layers are merged where multiply-adds and activations moved, an element counting as
-    32 of them, don't grow together: of a 3x1 and a 1x3 convolution of few channels the traffic costs more
+    16 of them, don't grow together: of a 3x1 and a 1x3 convolution of few channels the traffic costs more
     than the multiply-adds saved, of many channels not. Records hold both figures, before and after. Folding
     always pays. Sources: Jacob et al., CVPR 2018, section 3.2; Ding et al., RepVGG, CVPR 2021; Jha et al.,
     VLSI Design 2019, on the traffic of compact networks.
@@ -61,13 +61,19 @@ class Fuse(Pass):
             result.changed(name, "removed")
         with same_ports(model):
             ShapeInferencePass()(model)  # costs are counted from shapes
+            self.merge(model, context, result)
+        if not result.records:
+            result.left("model", "nothing to fuse")
+        return result
+
+    def merge(self, model: ir.Model, context: Context, result: Result) -> None:
+        """Apply the rules to `model` until none changes anything; record what they did and, at last, left."""
         edit, changed = Edit(model), True
         while changed:
             known = dict(self.layers(model, context))
             records = list(sweep(Fusion(edit, known, self.when == "always")))
             changed = any(record.changed for record in records)
             result.records += [record for record in records if record.changed or not changed]
-        return result
 
     def layers(self, model: ir.Model, context: Context) -> Iterator[tuple[ir.Node, Layer]]:
         """Yield every node with a weight and its layer, refused where its weight has other readers."""
@@ -81,14 +87,11 @@ class Fuse(Pass):
 
 
 def sweep(fusion: Fusion) -> Iterator[Record]:
-    """Yield what the rules say of each node of the model, a node being tried again once one changed it."""
-    for graph in graphs(fusion.edit.model):
-        for node in list(graph):
-            changed = True
-            while changed and node.graph is not None:
-                changed = False
-                for rule in RULES:
-                    record = rule(fusion, node) if node.graph is not None else None
-                    if record is not None:
-                        yield record
-                        changed = changed or record.changed
+    """Yield what each rule says of each node; one that it changed is tried again."""
+    for rule in RULES:
+        for graph in graphs(fusion.edit.model):
+            for node in list(graph):
+                while node.graph is not None and (record := rule(fusion, node)) is not None:
+                    yield record
+                    if not record.changed:
+                        break
