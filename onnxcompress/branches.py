@@ -18,10 +18,8 @@ from onnxcompress.base import Number, Record
 from onnxcompress.convolve import Window, common, widen
 from onnxcompress.cost import Cost, elements, node_cost
 from onnxcompress.folding import affine
-from onnxcompress.fusion import Fusion, retire
+from onnxcompress.fusion import ELSEWHERE, Fusion, retire
 from onnxcompress.linear import Linear, follower
-
-ELSEWHERE = "what lies in between is also read elsewhere or an output"
 
 
 @dataclass(frozen=True)
@@ -37,9 +35,8 @@ class _Branch:
     layer: Linear | None
 
 
-_Joined = (
-    tuple[Window, Callable[[], np.ndarray], np.ndarray] | str
-)  # window, weight, bias; or why there is none
+# Window, weight and bias of what does the same as several branches; or why nothing does.
+_Joined = tuple[Window, Callable[[], np.ndarray], np.ndarray] | str
 
 
 def merge_sum(fusion: Fusion, node: ir.Node) -> Record | None:
@@ -64,8 +61,8 @@ def merge_concat(fusion: Fusion, node: ir.Node) -> Record | None:
     if node.op_type != "Concat" or node.domain not in ("", "ai.onnx"):
         return None
     makers = [_maker(fusion, value) for value in node.inputs if value is not None]
-    runs = [list(run) for _, run in groupby(makers, key=_source)]
-    run = [each for each in max(runs, key=len, default=[]) if isinstance(each, Linear)]
+    runs = [[each for each in run if isinstance(each, Linear)] for _, run in groupby(makers, key=_source)]
+    run = max(runs, key=len, default=[])
     if len(run) < 2:
         return _apart(node, makers)
     axis, rank = node.attributes.get_int("axis", 0), _rank(run[0])

@@ -17,7 +17,7 @@ from onnxcompress.base import Context, Record
 from onnxcompress.edit import Edit, drop, substitute
 from onnxcompress.fusion import Fusion
 from onnxcompress.layers import Layer, channel_vector, constant, layers
-from onnxcompress.linear import follower, linear, put_bias, stored
+from onnxcompress.linear import Linear, follower, linear, parametrised, put_bias, stored
 
 Affine = tuple[np.ndarray, np.ndarray]  # factor and offset, float64 [channels]
 _ARITHMETIC = ("Add", "Div", "Mul", "Sub")
@@ -33,7 +33,9 @@ def fold_batch_norms(model: ir.Model, context: Context | None = None, exclude: s
     context, edit = context or Context(), Edit(model)
     folded = []
     for layer in layers(model, context):
-        if layer.refusal or not layer.linear or context.excludes(layer.name, exclude):
+        if layer.refusal or not layer.linear or parametrised(layer.node):
+            continue
+        if context.excludes(layer.name, exclude):
             continue
         if len(layer.weight.uses()) == 1 and _fold_followers(edit, layer):
             folded.append(layer.name)
@@ -74,8 +76,9 @@ def unfolded(fusion: Fusion, node: ir.Node) -> Record | None:
     layer = fusion.known.get(maker) if maker is not None else None
     if node.op_type != "BatchNormalization" and (layer is None or not layer.linear):
         return None
-    if layer is not None and node in getattr(linear(layer), "nodes", ()):
-        return None  # it is the bias of the MatMul before
+    view = linear(layer) if layer is not None else ""
+    if isinstance(view, Linear) and view.adder is node:
+        return None  # it is the bias of a MatMul
     return Record(node.name or node.op_type, False, _why(node, maker, layer), {"operator": node.op_type})
 
 
@@ -205,11 +208,12 @@ def _inputs(layer: Layer) -> int | None:
 
 def _is_arithmetic(node: ir.Node) -> bool:
     """Return whether `node` is a BatchNormalization, or adds or multiplies by a constant."""
-    if node.domain not in ("", "ai.onnx"):
+    if node.domain not in ("", "ai.onnx") or parametrised(node):
         return False
     if node.op_type == "BatchNormalization":
         return True
-    return node.op_type in _ARITHMETIC and sum(constant(value) is not None for value in node.inputs) == 1
+    constants = sum(constant(value) is not None for value in node.inputs)
+    return node.op_type in _ARITHMETIC and constants == 1 and "axis" not in node.attributes
 
 
 def affine(node: ir.Node, channels: int, rank: int, axis: int = 1) -> Affine | str:
@@ -239,6 +243,8 @@ def _normalization(node: ir.Node, channels: int) -> Affine | str:
     """Return factor and offset of a BatchNormalization, or why it has none."""
     if node.attributes.get_int("training_mode", 0) or any(output.uses() for output in node.outputs[1:]):
         return "it is in training mode"
+    if node.attributes.get_int("spatial", 1) == 0:
+        return "it has figures for each place, not for each channel"
     figures = [constant(value) for value in node.inputs[1:5]]
     arrays = [figure.numpy().astype(np.float64) for figure in figures if figure is not None]
     if len(arrays) < 4 or any(array.size != channels for array in arrays):

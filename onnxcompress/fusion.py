@@ -15,6 +15,8 @@ from onnxcompress.edit import Edit, drop, substitute
 from onnxcompress.layers import Layer
 from onnxcompress.linear import Linear, linear, stored, write
 
+ELSEWHERE = "what lies in between is also read elsewhere or an output"
+
 
 @dataclass(frozen=True)
 class Fusion:

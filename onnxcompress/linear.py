@@ -16,6 +16,8 @@ from onnxcompress.cost import Cost, elements
 from onnxcompress.edit import Edit, drop
 from onnxcompress.layers import Layer, channel_vector, put_constant
 
+PARAMETRISED = "its attributes are those of a function's call"
+
 
 @dataclass(frozen=True)
 class Linear:
@@ -101,8 +103,8 @@ def linear(layer: Layer) -> Linear | str:
     node = layer.node
     if layer.position != 1 or not layer.linear or layer.op == "ConvTranspose":
         return f"{layer.op} with its weight in place {layer.position} is no plain convolution or product"
-    if any(attribute.is_ref() for attribute in node.attributes.values()):
-        return "its attributes are those of a function's call"
+    if parametrised(node):
+        return PARAMETRISED
     if node.attributes.get_int("transA", 0):
         return "its input is transposed"
     if layer.op != "Conv" and len(layer.shape) != 2:
@@ -151,6 +153,11 @@ def spatial(value: ir.Value | None, rank: int) -> Ints | None:
         return None
     dims = tuple(dim for dim in value.shape[2:] if isinstance(dim, int))
     return dims if len(dims) == rank else None
+
+
+def parametrised(node: ir.Node) -> bool:
+    """Return whether `node`, in a function, has attributes that each call of it gives."""
+    return any(attribute.is_ref() for attribute in node.attributes.values())
 
 
 def follower(node: ir.Node) -> ir.Node | None:

@@ -13,11 +13,9 @@ import onnx_ir as ir
 from onnxcompress.base import Number, Record
 from onnxcompress.convolve import compose, compose_bias, composed, sees_outside
 from onnxcompress.cost import elements
-from onnxcompress.fusion import Fusion, retire
+from onnxcompress.fusion import ELSEWHERE, Fusion, retire
 from onnxcompress.layers import constant
-from onnxcompress.linear import Linear, follower
-
-ELSEWHERE = "what lies in between is also read elsewhere or an output"
+from onnxcompress.linear import PARAMETRISED, Linear, follower, parametrised
 
 
 def merge_pad(fusion: Fusion, node: ir.Node) -> Record | None:
@@ -48,6 +46,8 @@ def merge_pad(fusion: Fusion, node: ir.Node) -> Record | None:
 
 def _zeros(node: ir.Node, rank: int) -> tuple[Sequence[int], Sequence[int]] | str:
     """Return how many zeros the Pad `node` puts before and behind each of `rank` spatial axes, or why not."""
+    if parametrised(node):
+        return PARAMETRISED
     if node.attributes.get_string("mode", "constant") != "constant":
         return "it doesn't pad with zeros"
     value = node.inputs[2] if len(node.inputs) > 2 else None

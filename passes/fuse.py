@@ -15,6 +15,7 @@ from onnxcompress.edit import Edit, drop_identities, same_ports
 from onnxcompress.folding import fold_after, fold_before, unfolded
 from onnxcompress.fusion import Fusion
 from onnxcompress.layers import Layer, by_weight
+from onnxcompress.linear import PARAMETRISED, parametrised
 from onnxcompress.merging import merge_pad, merge_sequence
 from onnxcompress.model import graphs
 
@@ -38,7 +39,7 @@ class Fuse(Pass):
     With ``when=cheaper`` layers are merged where multiply-adds and activations moved, an element counting as
     16 of them, don't grow together: of a 3x1 and a 1x3 convolution of few channels the traffic costs more
     than the multiply-adds saved, of many channels not. Records hold both figures, before and after. Folding
-    always pays. Sources: Jacob et al., CVPR 2018, section 3.2; Ding et al., RepVGG, CVPR 2021; Jha et al.,
+    always pays. Source: Jacob et al., CVPR 2018, section 3.2; Ding et al., RepVGG, CVPR 2021; Jha et al.,
     VLSI Design 2019, on the traffic of compact networks.
     """
 
@@ -76,14 +77,12 @@ class Fuse(Pass):
             result.records += [record for record in records if record.changed or not changed]
 
     def layers(self, model: ir.Model, context: Context) -> Iterator[tuple[ir.Node, Layer]]:
-        """Yield every node with a weight and its layer, refused where its weight has other readers."""
+        """Yield every node with a weight and its layer, which must stay where others read the weight, too."""
         for readers, reason in by_weight(model, context, self.exclude):
             for layer in readers:
                 shared = len(layer.weight.uses()) > 1 or layer.weight.is_graph_output()
-                yield (
-                    layer.node,
-                    replace(layer, refusal=reason or ("its weight is shared" if shared else None)),
-                )
+                own = PARAMETRISED if parametrised(layer.node) else "its weight is shared" if shared else None
+                yield layer.node, replace(layer, refusal=reason or own)
 
 
 def sweep(fusion: Fusion) -> Iterator[Record]:

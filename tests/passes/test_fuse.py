@@ -276,6 +276,9 @@ def test_neighbours_among_what_is_joined_become_one() -> None:
     made = image("a = Relu(x) b = Conv(x, u) c = Conv(x, v) y = Concat<axis=1>(a, b, c, x)", weights)
     fuse(made)
     assert operators(made) == "Relu Conv Concat"
+    made = image("a = Relu(x) b = Conv(x, u) c = Conv(x, v) y = Concat<axis=1>(x, a, x, b, c)", weights)
+    fuse(made)
+    assert operators(made) == "Relu Conv Concat"
     made = image("a = Relu(x) b = Conv(x, w) y = Sum(a, b, x)", weights)
     fuse(made)
     assert operators(made) == "Relu Conv Sum"
@@ -627,6 +630,22 @@ def test_functions_are_fused_too() -> None:
     fuse(made)
     (function,) = made.functions.values()
     assert [node.op_type for node in function] == ["Constant", "Conv"]
+
+
+def test_attributes_that_calls_of_a_function_give_are_not_guessed() -> None:
+    made = models.model(
+        """<ir_version: 8, opset_import: ["": 17, "own": 1]>
+        net (float[N, 4, 8, 8] x) => (float[N, 4, 6, 6] y) { y = own.once <pads = [0, 0, 0, 0]> (x) }
+        <opset_import: ["": 17], domain: "own">
+        once <pads> (x) => (z) {
+            v = Constant<value = float[4, 1, 3, 3] {1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3, 4, 5, 6, 7, 8, 9,
+                                                    1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3, 4, 5, 6, 7, 8, 9}>()
+            s = Constant<value = float {2}>()
+            a = Conv<group = 4, pads: ints = @pads>(x, v) z = Mul(a, s)
+        }"""
+    )
+    (record,) = fuse(made)
+    assert record.what == "the layer before it must stay: its attributes are those of a function's call"
 
 
 @pytest.mark.parametrize(
