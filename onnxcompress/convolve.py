@@ -135,8 +135,6 @@ def common(windows: Sequence[Window], spatial: Sequence[int] | None) -> Window |
     back = tuple(max(last[i] + min(each[i] for each in spare), 0) for i in rank)
     if not alike or any(each.strides != first.strides for each in windows):
         return None
-    if any(back[i] > last[i] + max(each[i] for each in spare) for i in rank):
-        return None
     steps = tuple(
         _step(
             *(each.dilations[i] * (each.sizes[i] > 1) for each in windows),

@@ -67,6 +67,17 @@ def test_two_convolutions_are_one_where_the_second_does_not_pad(
     np.testing.assert_allclose(found, expected, atol=1e-10)
 
 
+@pytest.mark.parametrize(("groups", "behind", "left"), [(2, 3, 1), (6, 2, 2), (3, 6, 3)])
+def test_groups_that_do_not_divide_one_another_are_widened_to_what_both_have(
+    groups: int, behind: int, left: int
+) -> None:
+    first, second = Window(6, 6, groups), Window(6, 6, behind)
+    v, w, x = DRAW.normal(size=first.shape), DRAW.normal(size=second.shape), DRAW.normal(size=(3, 6))
+    expected = conv(conv(x, v, group=groups), w, group=behind)
+    assert composed(first, second).groups == left
+    np.testing.assert_allclose(conv(x, compose(v, w, (first, second)), group=left), expected, atol=1e-12)
+
+
 @given(pairs(), st.integers(3, 8), st.integers(3, 8))
 def test_borders_are_the_same_where_nothing_outside_is_seen(
     pair: tuple[Window, Window], height: int, width: int

@@ -21,8 +21,9 @@ COSTS = {
 @pytest.mark.parametrize(("body", "cost"), COSTS.items())
 def test_costs_are_those_a_hand_counts_for_one_sample(body: str, cost: Cost) -> None:
     rank = {"Gemm": "N, C", "MatMul": "N, C, H, W"}.get(body.split("y = ")[-1].split("(")[0].split("<")[0])
-    weights = """float[6, 4, 3, 3] w = {}, float[6] b = {}, float[6, 2, 3, 3] g = {}, float[4, 3, 2, 2] t = {},
-    float[10, 256] d = {}, float[256, 10] e = {}, float[8, 3] m = {}, float one = {1}"""
+    weights = """float[6, 4, 3, 3] w = {}, float[6] b = {}, float[6, 2, 3, 3] g = {},
+    float[4, 3, 2, 2] t = {}, float[10, 256] d = {}, float[256, 10] e = {}, float[8, 3] m = {},
+    float one = {1}"""
     made = models.model(
         f"net (float[N, 4, 8, 8] x) => (float[{rank or 'N, C, H, W'}] y) <{weights}> {{ {body} }}"
     )

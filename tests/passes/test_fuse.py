@@ -86,6 +86,14 @@ MERGED = {
         'a = Conv(x, v, b) y = Conv<auto_pad="SAME_UPPER">(a, w)',
         "float[7, 4, 1, 1] v = {}, float[7] b = {0, 0, 0, 0, 0, 0, 0}, float[5, 7, 3, 3] w = {}",
     ),
+    "1x1, then 2x4 by SAME with strides": (
+        'a = Conv(x, v) y = Conv<auto_pad="SAME_UPPER", strides=[3,1]>(a, w)',
+        "float[7, 4, 1, 1] v = {}, float[5, 7, 2, 4] w = {}",
+    ),
+    "4x2 by SAME, then 1x1 by VALID": (
+        'a = Conv<auto_pad="SAME_LOWER">(x, v) y = Conv<auto_pad="VALID">(a, w)',
+        "float[7, 4, 4, 2] v = {}, float[5, 7, 1, 1] w = {}",
+    ),
     "3x3 then 1x1": (
         "a = Conv<pads=[1,1,1,1]>(x, v, b) y = Conv(a, w)",
         "float[7, 4, 3, 3] v = {}, float[7] b = {}, float[5, 7, 1, 1] w = {}",
@@ -240,6 +248,14 @@ def test_what_stands_beside_a_layer_goes_into_it(body: str, weights: str) -> Non
     assert all(record.changed for record in records)
 
 
+def test_what_gives_the_input_more_channels_stays() -> None:
+    made = image(
+        "a = Mul(x, s) y = Conv(a, k)", "float[4, 1, 1] s = {}, float[4, 4, 3, 3] k = {}", channels=1
+    )
+    (record,) = fuse(made)
+    assert record.what == "what it reads may be of another shape before it is scaled"
+
+
 def test_arithmetic_before_products_goes_into_them() -> None:
     weights = "float[3, 8] v = {}, float[8, 5] w = {}, float[8] k = {}, float[8] l = {}"
     made = rows("a = Mul(x, k) b = Add(a, l) y = Gemm<transB=1, alpha=2.0>(b, v)", weights)
@@ -314,6 +330,7 @@ REFUSED = [  # a network, and the reason of one record
     ("p = Pad(x, q, one) y = Conv(p, k)", "doesn't pad with zeros"),
     ('p = Pad<mode="reflect">(x, q) y = Conv(p, k)', "doesn't pad with zeros"),
     ("p = Pad(x, cut) y = Conv(p, k)", "or cuts"),
+    ("p = Pad(x, deep) y = Conv(p, k5)", "other axes than the spatial ones"),
     ("p = Pad(x, q) a = Conv(p, k) c = Relu(p) d = Conv(c, l) y = Add(a, d)", "read by others"),
 ]
 
@@ -323,7 +340,8 @@ def test_what_would_not_be_the_same_stays_and_the_reason_is_told(body: str, reas
     weights = """float[4, 4, 1, 1] u = {}, float[4] b = {1, 2, 1, 2}, float[4, 4, 1, 3] w = {},
     float[4, 4, 3, 3] k = {}, float[4, 4, 3, 3] l = {}, float[4, 1, 1] s = {}, float[4, 8, 8] wide = {},
     int64[8] q = {0,0,1,1,0,0,1,1}, int64[8] cut = {0,0,-1,0,0,0,0,0}, float one = {2}, float zero = {0},
-    float[5, 4, 1, 1] five = {}, float[1, 4, 1, 1] one_to_one = {}, float[4, 4, 1, 1] s4 = {}"""
+    float[5, 4, 1, 1] five = {}, float[1, 4, 1, 1] one_to_one = {}, float[4, 4, 1, 1] s4 = {},
+    int64[8] deep = {0,1,0,0,0,0,0,0}, float[4, 5, 3, 3] k5 = {}"""
     made = image(body, weights)
     before = operators(made)
     records = [record for record in Fuse(when="always").call(made, Context()).records if not record.changed]
@@ -651,7 +669,7 @@ def test_attributes_that_calls_of_a_function_give_are_not_guessed() -> None:
 @pytest.mark.parametrize(
     ("body", "kept"),
     [
-        ("y = Dropout(x, r, t)", "Dropout"),
+        ("d = Relu(x) e = Dropout(d, r, t) y = Relu(e)", "Relu Dropout Relu"),
         ("d, m = Dropout(x) n = Cast<to=1>(m) y = Add(d, n)", "Dropout Cast Add"),
         (
             "c = Conv(x, w) y, o, p = BatchNormalization<training_mode=1>(c, k, k, k, k)",
