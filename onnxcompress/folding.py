@@ -47,11 +47,12 @@ def fold_after(fusion: Fusion, node: ir.Node) -> Record | None:
     layer = fusion.known.get(node)
     if layer is None or layer.refusal or not layer.linear:
         return None
+    name = layer.name  # which, where the node has none, is its output's: folding gives it another
     followers = _fold_followers(fusion.edit, layer)
     if not followers:
         return None
     kinds = ", ".join(each.op_type for each in followers)
-    return Record(layer.name, True, "what follows folded in", {"operators": kinds})
+    return Record(name, True, "what follows folded in", {"operators": kinds})
 
 
 def fold_before(fusion: Fusion, node: ir.Node) -> Record | None:
