@@ -63,7 +63,7 @@ def fold_before(fusion: Fusion, node: ir.Node) -> Record | None:
         return None
     reason = layer.refusal or _fold_leader(fusion.edit, layer, maker)
     if reason is not None:
-        return Record(layer.name, False, reason, {"before": maker.name or maker.op_type})
+        return Record(layer.name, False, reason, {"reads": maker.name or maker.op_type})
     return Record(layer.name, True, "what it reads folded in", {"operators": maker.op_type})
 
 

@@ -36,11 +36,11 @@ class Fuse(Pass):
     groups may be any. At the border one layer may differ: where the second of two pads with zeros, the
     first's bias is missing there, and so is what it would make of inputs; then the two stay.
 
-    With ``when=cheaper`` layers are merged where multiply-adds and activations moved, an element counting as
-    16 of them, don't grow together: of a 3x1 and a 1x3 convolution of few channels the traffic costs more
-    than the multiply-adds saved, of many channels not. Records hold both figures, before and after. Folding
-    always pays. Source: Jacob et al., CVPR 2018, section 3.2; Ding et al., RepVGG, CVPR 2021; Jha et al.,
-    VLSI Design 2019, on the traffic of compact networks.
+    With ``when=cheaper`` layers are merged where the sum of multiply-adds and activations moved doesn't grow,
+    an element read or written counting as 16 multiply-adds: a 3x1 and a 1x3 convolution of few channels cost
+    more traffic than they save, those of many channels stay. Records hold both figures, before and after.
+    Folding always pays. Source: Jacob et al., CVPR 2018, section 3.2; Ding et al., RepVGG, CVPR 2021; Jha et
+    al., VLSI Design 2019, on the traffic of compact networks.
     """
 
     name: ClassVar[str] = "fuse"
