@@ -516,6 +516,39 @@ def test_the_factorised_digits_cost_what_a_hand_counts() -> None:
     )
 
 
+def test_a_block_of_squeezenext_costs_what_a_hand_counts() -> None:
+    """Source: Gholami et al., SqueezeNext, CVPR workshops 2018: 1x1, 1x1, 3x1, 1x3, 1x1 and a shortcut."""
+    made = image(
+        """a = Conv(x, w1, b1) r = Relu(a) c = Conv(r, w2, b2) s = Relu(c)
+        d = Conv<pads=[1,0,1,0]>(s, w3) e = Conv<pads=[0,1,0,1]>(d, w4, b4) t = Relu(e)
+        f = Conv(t, w5, b5) g = Add(f, x) y = Relu(g)""",
+        """float[8, 16, 1, 1] w1 = {}, float[8] b1 = {}, float[4, 8, 1, 1] w2 = {}, float[4] b2 = {},
+        float[4, 4, 3, 1] w3 = {}, float[4, 4, 1, 3] w4 = {}, float[4] b4 = {}, float[16, 4, 1, 1] w5 = {},
+        float[16] b5 = {}""",
+        channels=16,
+    )
+    ShapeInferencePass()(made)
+    layers = 128 + 32 + 48 + 48 + 64
+    read, written = 16 + 8 + 8 + 4 + 4 + 4 + 4 + 4 + 32 + 16, 8 + 8 + 4 + 4 + 4 + 4 + 4 + 16 + 16 + 16
+    assert total(made.graph) == Cost(layers + 32, layers * 64, read * 64, written * 64)
+    (record,) = fuse(made, "cheaper")
+    assert record.layer == "d"
+    layers += 144 - 96
+    assert total(made.graph) == Cost(layers + 32, layers * 64, (read - 4) * 64, (written - 4) * 64)
+
+
+def test_the_bias_that_a_batch_norm_brings_keeps_a_padded_pair_apart() -> None:
+    body = """a = Conv<pads=[1,0,1,0]>(x, v) c = BatchNormalization(a, scale, shift, mean, variance)
+    y = Conv<pads=[0,1,0,1]>(c, w)"""
+    weights = "float[4, 4, 3, 1] v = {}, float[4, 4, 1, 3] w = {}"
+    made = image(body, weights + NORM)
+    assert [record.what.split(":")[0] for record in fuse(made)] == ["what follows folded in", "border"]
+    none = NORM.replace("shift = {}", "shift = {0, 0, 0, 0}").replace("mean = {}", "mean = {0, 0, 0, 0}")
+    made = image(body, weights + none)
+    fuse(made)
+    assert operators(made) == "Conv"
+
+
 def test_of_the_factorised_digits_the_pair_without_bias_and_bend_is_merged() -> None:
     made = load(TESTDATA / "factorised_digits.onnx")
     records = {record.layer: record for record in fuse(made)}
