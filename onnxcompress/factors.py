@@ -4,7 +4,8 @@ Each is a :class:`Method`: what ranks it can have, what the kernels of the chain
 outputs' energy they keep. What comes before the last kernel is chosen by a decomposition; the last one, where
 the inputs' second moments are known, is the best there is for them.
 Sources: those of lowrank.py; Jaderberg et al., Speeding up Convolutional Neural Networks with Low Rank
-Expansions, BMVC 2014 (separable kernels); Guo et al., Network Decoupling, BMVC 2018 (depthwise and pointwise).
+Expansions, BMVC 2014 (separable kernels); Guo et al., Network Decoupling, BMVC 2018 (depthwise, then
+pointwise).
 """
 
 from __future__ import annotations
@@ -103,7 +104,8 @@ class Method:
         wanted = [each for place, each in enumerate(letters) if place in keep]
         formula = f"{''.join(letters + second)}->{''.join(wanted + [each.upper() for each in wanted])}"
         size = math.prod(window[place] for place in keep)
-        return np.einsum(formula, moved).reshape(size, size) * (size / math.prod(window))
+        mean: np.ndarray = np.einsum(formula, moved).reshape(size, size) * (size / math.prod(window))
+        return mean
 
 
 class Svd(Method):

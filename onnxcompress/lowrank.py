@@ -1,8 +1,8 @@
 """Weights as products of smaller ones, on arrays: truncated SVD, Tucker-2 and two kernels in place of one.
 
 An error is measured where it is felt, in the outputs: ``trace(D G D.T)`` for the difference D of two weights
-[outputs, inputs] and the second moments G [inputs, inputs] of what the layer reads. Without G the inputs count
-as white, and the error is the sum of squares of D.
+[outputs, inputs] and the second moments G [inputs, inputs] of what the layer reads. Without G the inputs
+count as white, and the error is the sum of squares of D.
 Sources: Denton et al., Exploiting Linear Structure Within Convolutional Networks, NIPS 2014 (truncated SVD,
 weighted errors); Zhang et al., Accelerating Very Deep Convolutional Networks, TPAMI 2016 (the subspace of the
 outputs on data); De Lathauwer et al., On the Best Rank-1 and Rank-(R1, ..., RN) Approximation, SIAM J. Matrix
@@ -123,10 +123,10 @@ def regress(weight: np.ndarray, inner: np.ndarray, gram: np.ndarray | None = Non
 
 
 def tucker(weight: np.ndarray, ranks: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return first [r, inputs], core [s, r, places] and last [outputs, s] of weight [outputs, inputs, places].
+    """Return first [r, inputs], core [s, r, places] and last [outputs, s] of `weight`.
 
-    `ranks` are r and s. The weight is nearly ``last @ core @ first``; rows of `first` and columns of `last`
-    are orthonormal.
+    It is [outputs, inputs, places], and nearly ``last @ core @ first``; `ranks` are r and s. The rows of
+    `first` and the columns of `last` are orthonormal.
     """
     first = eigenvectors(np.einsum("ocp,odp->cd", weight, weight, optimize=True))[1][:, : ranks[0]]
     for _ in range(_ROUNDS):
@@ -176,6 +176,7 @@ def shifted(kernels: np.ndarray) -> np.ndarray:
 
 
 def _sums(axes: int) -> np.ndarray:
-    """Return [second, first]: the place in a window of 5 that a place in a window of 3 and one more lead to."""
+    """Return [second, first]: the place in a window of 5 that places in two windows of 3 lead to."""
     places = np.indices((3,) * axes).reshape(axes, -1)
-    return np.ravel_multi_index(tuple(places[:, :, None] + places[:, None, :]), (5,) * axes)
+    sums: np.ndarray = np.ravel_multi_index(tuple(places[:, :, None] + places[:, None, :]), (5,) * axes)
+    return sums

@@ -2,11 +2,23 @@
 
 from onnxcompress.passes.cluster import Cluster
 from onnxcompress.passes.encode import Encode
+from onnxcompress.passes.factorise import Factorise
 from onnxcompress.passes.fuse import Fuse
 from onnxcompress.passes.prune import Prune
 from onnxcompress.passes.quant import Quant
+from onnxcompress.passes.shrink_kernels import ShrinkKernels
 from onnxcompress.passes.simplify import Simplify
 
-BUILT_IN = (Simplify, Fuse, Prune, Cluster, Quant, Encode)
+BUILT_IN = (Simplify, Fuse, Prune, Factorise, ShrinkKernels, Cluster, Quant, Encode)
 
-__all__ = ["BUILT_IN", "Cluster", "Encode", "Fuse", "Prune", "Quant", "Simplify"]
+__all__ = [
+    "BUILT_IN",
+    "Cluster",
+    "Encode",
+    "Factorise",
+    "Fuse",
+    "Prune",
+    "Quant",
+    "ShrinkKernels",
+    "Simplify",
+]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,8 +12,7 @@ import onnx_ir as ir
 from onnxcompress.base import Context, Effect, Number, Pass, Record, Result, option
 from onnxcompress.kmeans import METHODS, Codebook, codebook, shared
 from onnxcompress.layers import Layer, by_weight
-
-_CHUNK = 1 << 20
+from onnxcompress.loss import decibels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,16 +131,3 @@ def summary(books: Sequence[Codebook]) -> dict[str, Number]:
         "entropy": sum(book.entropy * book.size for book in books) / max(1, size),
         "size": size,
     }
-
-
-def decibels(weight: np.ndarray, result: np.ndarray) -> float:
-    """Return the signal-to-noise ratio, in dB, of `result` in place of `weight` [its shape, not all 0]."""
-    peak = float(np.abs(weight).max())
-    signal = noise = 0.0
-    before, after = weight.reshape(-1), result.reshape(-1)
-    for start in range(0, weight.size, _CHUNK):
-        exact = before[start : start + _CHUNK].astype(np.float64) / peak
-        signal += float(exact @ exact)
-        exact -= after[start : start + _CHUNK].astype(np.float64) / peak
-        noise += float(exact @ exact)
-    return 10 * (math.log10(signal) - math.log10(max(noise, sys.float_info.min)))

@@ -9,9 +9,10 @@ from onnxcompress.base import Context, Record
 from onnxcompress.data import load_data
 from onnxcompress.errors import CompressError, UsageError
 from onnxcompress.kmeans import METHODS, codebook
+from onnxcompress.loss import decibels
 from onnxcompress.model import clone, load
 from onnxcompress.passes import Cluster, Prune
-from onnxcompress.passes.cluster import decibels, joined, parts
+from onnxcompress.passes.cluster import joined, parts
 from onnxcompress.registry import runtimes
 from onnxcompress.verify import compare
 

@@ -1,0 +1,181 @@
+"""Factorising: layers written as chains of cheaper ones."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
+
+from onnxcompress.base import Context, Effect, Need, Number, Pass, Result, option
+from onnxcompress.chains import Chain, chain, is_factor, oriented, write_chain
+from onnxcompress.edit import Edit, same_ports
+from onnxcompress.factors import METHODS, Method, Ranks
+from onnxcompress.geometry import Cost, Geometry, Stage, cost, known_sizes
+from onnxcompress.layers import Layer, by_weight
+from onnxcompress.loss import decibels
+from onnxcompress.model import clone
+from onnxcompress.moments import Moments, second_moments
+
+_ROUNDING = 1e-9  # of the energy that all ranks together keep
+
+
+@dataclass(frozen=True, kw_only=True)
+class Factorise(Pass):
+    """Write convolutions and matrix products as chains of smaller ones.
+
+    Before: ``y = Conv(x, W, b)``
+    After:  ``y = Conv(Conv(x, W1), W2, b)``
+
+    ``svd`` is the whole kernel with few outputs, then 1 x 1 (for Gemm and MatMul two matrices); ``separable``
+    k x 1, then 1 x k; ``tucker`` 1 x 1, k x k, 1 x 1; ``depthwise`` k x k on each channel by itself, then
+    1 x 1; ``two-3x3`` two kernels of 3 for one of 5. Each gets the lowest rank that keeps ``energy`` of the
+    layer's outputs; or the rank given; or the highest one within the budgets of parameters and
+    multiplications. ``auto`` takes, of all that fit, the cheapest (by the sum of both shares), with a rank or
+    budget the one that keeps most energy.
+
+    Energy is of the outputs on calibration data, where there are some: inputs that hardly vary cost no rank,
+    and the last kernel makes the error of the others least. Layers in the bodies of If and Loop, and all
+    layers without such data, count their inputs as white: energy then is the sum of squares of the weight.
+    Of layers with more than 4,608 inputs (channels times kernel) only ``svd`` uses the data. Biases stay as
+    they are. Grouped, tied and quantized layers stay, and those that others follow without a non-linearity
+    between: they are factors already. Source: Denton et al., NIPS 2014 (svd); Jaderberg et al., BMVC 2014
+    (separable); Kim et al., ICLR 2016 (tucker); Guo et al., BMVC 2018 (depthwise); Zhang et al., TPAMI 2016
+    (data).
+    """
+
+    name: ClassVar[str] = "factorise"
+    effect: ClassVar[Effect] = Effect.LOSSY
+    uses: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION, Need.RUNTIME})
+
+    method: str = option("auto", "which chain", choices=("auto", *(each.name for each in METHODS)))
+    energy: float = option(0.95, "share of the energy of each layer's outputs to keep", within=(0.0, 1.0))
+    rank: int = option(
+        0, "no rank above this, whatever the energy (0: by energy or budget)", within=(0, 2**62)
+    )
+    params: float = option(
+        1.0, "share of each layer's parameters to keep, whatever the energy (1: by energy)", within=(0.0, 1.0)
+    )
+    macs: float = option(
+        1.0, "share of each layer's multiplications to keep, whatever the energy", within=(0.0, 1.0)
+    )
+    when: str = option(
+        "cheaper", "only where parameters and multiplications get fewer", choices=("cheaper", "always")
+    )
+    min_size: int = option(1024, "leave weights with fewer elements alone", within=(0, 2**62))
+    exclude: str = option(
+        "", "leave layers alone whose whole name matches this regular expression", pattern=True
+    )
+
+    def call(self, model: ir.Model, context: Context) -> Result:
+        """Factorise the layers of `model` in place."""
+        result, edit = Result(model), Edit(model)
+        with same_ports(model):
+            ShapeInferencePass()(model)  # sizes tell what a chain costs
+        chosen: dict[Layer, Geometry] = {}
+        for readers, reason in list(by_weight(model, context, self.exclude)):
+            geometry = None if reason else Geometry.of(readers[0])
+            reason = reason or self.refusal(readers)
+            if reason or geometry is None:
+                result.left_all(readers, reason or "its pads depend on an unknown size")
+            else:
+                chosen[readers[0]] = geometry
+        seen: Mapping[Layer, Geometry] = {}
+        if context.calibration is not None and context.runtime is not None:
+            seen = {layer: each for layer, each in chosen.items() if layer.node.graph is model.graph}
+        for found in second_moments(clone(model), seen, context):
+            for layer, moments in found.items():
+                self.factorise(edit, layer, chosen.pop(layer), moments, result)
+        for layer, geometry in chosen.items():
+            self.factorise(edit, layer, geometry, Moments(), result)
+        return result
+
+    def refusal(self, readers: list[Layer]) -> str | None:
+        """Return why the weight that `readers` share must stay, or None."""
+        layer = readers[0]
+        node, weight = layer.node, layer.weight
+        if layer.op not in ("Conv", "Gemm", "MatMul"):
+            return f"{layer.op} is not factorised"
+        if len(weight.uses()) > 1 or weight.is_graph_output():
+            return "its weight is read more than once"
+        if layer.size < self.min_size:
+            return "too small"
+        if layer.position != 1 or node.attributes.get_int("transA", 0) != 0:
+            return "not a product of rows with a matrix"
+        if layer.op == "MatMul" and len(layer.shape) != 2:
+            return "a stack of matrices"
+        if node.attributes.get_int("group", 1) != 1:
+            return "a grouped convolution"
+        return "a factor already" if is_factor(node) else None
+
+    def factorise(
+        self, edit: Edit, layer: Layer, geometry: Geometry, moments: Moments, result: Result
+    ) -> None:
+        """Put the best chain in the place of `layer`, where there is one."""
+        weight = oriented(layer)
+        if not weight.any():
+            result.left(layer, "all its weights are zero")
+            return
+        kinds = [each for each in METHODS if self.method in ("auto", each.name) and each.fits(weight.shape)]
+        if moments.outputs is not None:
+            kinds = [each for each in kinds if each.name == "svd"]
+        if not kinds:
+            result.left(
+                layer, f"no {self.method} form of this kernel", kernel="x".join(map(str, layer.shape))
+            )
+            return
+        sizes, known = known_sizes(layer)
+        before = cost([Stage(weight.shape, geometry)], sizes)
+        chains: list[Chain] = []
+        for kind in kinds:
+            method = kind(weight, moments.inputs, moments.outputs)
+            chains += self.chosen(method, partial(chain, method, geometry=geometry, sizes=sizes), before)
+        if not chains:
+            reason = "not cheaper" if self.by_energy else "no chain within the budget"
+            result.left(layer, reason, parameters=before.parameters)
+            return
+        best = min(chains, key=lambda each: each.cost.share(before) if self.by_energy else -each.kept)
+        kernels, product = best.method.kernels(best.ranks)
+        numbers: dict[str, Number] = {"macs": before.macs, "macs_after": best.cost.macs} if known else {}
+        result.changed(
+            layer,
+            f"factorised by {best.method.name}",
+            rank="x".join(map(str, best.ranks)),
+            energy=best.kept,
+            parameters=before.parameters,
+            parameters_after=best.cost.parameters,
+            macs_share=best.cost.macs / before.macs,
+            snr=decibels(best.method.matrix, product),
+            **numbers,
+        )
+        write_chain(edit, layer, kernels, [stage.geometry for stage in best.stages])
+
+    @property
+    def by_energy(self) -> bool:
+        """Whether the energy decides on ranks, and no rank or budget does."""
+        return not self.rank and self.params == self.macs == 1
+
+    def chosen(self, method: Method, make: Callable[[Ranks], Chain], before: Cost) -> Iterator[Chain]:
+        """Yield the chain that `method` offers, one that `make` returns, or none."""
+        ladder = method.ladder
+        end = bisect_left(ladder, True, key=lambda ranks: not self.allows(make(ranks), before))
+        place = end - 1
+        if self.by_energy:
+            wanted = self.energy - _ROUNDING
+            place = bisect_left(ladder, True, hi=end, key=lambda ranks: method.kept(ranks) >= wanted)
+        if 0 <= place < end:
+            yield make(ladder[place])
+
+    def allows(self, chain: Chain, before: Cost) -> bool:
+        """Return whether `chain` has no more of anything than the options allow."""
+        after = chain.cost
+        return (
+            not (self.rank and max(chain.ranks) > self.rank)
+            and not (self.params < 1 and after.parameters > self.params * before.parameters)
+            and not (self.macs < 1 and after.macs > self.macs * before.macs)
+            and (self.when == "always" or (after.parameters < before.parameters and after.macs < before.macs))
+        )
