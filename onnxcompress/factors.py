@@ -118,9 +118,13 @@ class Svd(Method):
         """Return True: every weight is a matrix, too."""
         return True
 
-    @cached_property
-    def _components(self) -> Components:
-        return components(self.matrix, self.gram, self.covariance)
+    _found: Components | None = None
+
+    def _components(self, rank: int) -> Components:
+        """Return at least the first `rank` parts of the matrix."""
+        if self._found is None or len(self._found.energies) < rank:
+            self._found = components(self.matrix, self.gram, self.covariance, count=rank)
+        return self._found
 
     @cached_property
     def ladder(self) -> Sequence[Ranks]:
@@ -134,7 +138,7 @@ class Svd(Method):
 
     def kernels(self, ranks: Ranks) -> tuple[list[np.ndarray], np.ndarray]:
         """Return both kernels and their product; nothing is left to fit."""
-        outer, inner = self._components.pair(*ranks)
+        outer, inner = self._components(*ranks).pair(*ranks)
         factors = (inner, outer)
         return [each.reshape(shape) for each, shape in zip(factors, self.shapes(ranks), strict=True)], (
             outer @ inner
@@ -142,9 +146,8 @@ class Svd(Method):
 
     def kept(self, ranks: Ranks) -> float:
         """Return the share of the squared singular values."""
-        energies = self._components.energies
-        whole = float(energies.sum())
-        return float(energies[: ranks[0]].sum()) / whole if whole > 0 else 1.0
+        found = self._components(*ranks)
+        return float(found.energies[: ranks[0]].sum()) / found.whole if found.whole > 0 else 1.0
 
 
 class Separable(Method):

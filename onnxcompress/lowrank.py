@@ -7,7 +7,8 @@ Sources: Denton et al., Exploiting Linear Structure Within Convolutional Network
 weighted errors); Zhang et al., Accelerating Very Deep Convolutional Networks, TPAMI 2016 (the subspace of the
 outputs on data); De Lathauwer et al., On the Best Rank-1 and Rank-(R1, ..., RN) Approximation, SIAM J. Matrix
 Analysis 21(4), 2000 (orthogonal iteration for Tucker); Kim et al., Compression of Deep Convolutional Neural
-Networks, ICLR 2016 (Tucker-2 of a convolution).
+Networks, ICLR 2016 (Tucker-2 of a convolution); Halko, Martinsson and Tropp, Finding Structure with
+Randomness, SIAM Review 53(2), 2011 (leading eigenvectors from random ones).
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ import numpy as np
 
 _DOUBLE = 1 << 24  # weights of more elements are multiplied in float32: half the memory and the time
 _RIDGE = 1e-12  # added to a singular system, relative to its mean eigenvalue
+_LARGE = 1024  # of so large a matrix the leading eigenvectors alone are found, where they are few
+_POWERS = 8  # how often it is applied to them
 _ROUNDS = 4  # of orthogonal iteration; it starts near its end
-_ALTERNATIONS = 12  # least-squares steps for either of two kernels
+_ALTERNATIONS = 8  # least-squares steps for either of two kernels
 
 
 class Pair(NamedTuple):
@@ -34,12 +37,13 @@ class Pair(NamedTuple):
 class Components:
     """The parts of rank one that a matrix [outputs, inputs] is the sum of, the one that tells most first.
 
-    `energies` [parts, float64] are their squared singular values. `basis` [outputs or inputs, parts] holds
-    singular vectors of the smaller side. `shaped` is the matrix, times `root` where inputs have second
-    moments ``root @ root.T``.
+    `energies` [parts, float64] are their squared singular values, as far as they were asked for; `whole` is
+    the sum of all. `basis` [outputs or inputs, parts] holds singular vectors of the smaller side. `shaped` is
+    the matrix, times `root` where inputs have second moments ``root @ root.T``.
     """
 
     energies: np.ndarray
+    whole: float
     basis: np.ndarray
     shaped: np.ndarray
     root: np.ndarray | None
@@ -55,14 +59,18 @@ class Components:
 
 
 def components(
-    matrix: np.ndarray, gram: np.ndarray | None = None, covariance: np.ndarray | None = None
+    matrix: np.ndarray,
+    gram: np.ndarray | None = None,
+    covariance: np.ndarray | None = None,
+    *,
+    count: int | None = None,
 ) -> Components:
     """Return the parts of `matrix` [outputs, inputs], by which the error in the outputs is least.
 
     `gram` [inputs, inputs] are the inputs' second moments, positive definite; `covariance`
-    [outputs, outputs], the outputs', does instead of them. The eigenvectors come from the smaller of the two
-    Gram matrices, in float64: singular values under 1e-8 of the largest (3e-4 for matrices of more than 2**24
-    elements) are noise.
+    [outputs, outputs], the outputs', does instead of them. `count` parts are needed, or all. The eigenvectors
+    come from the smaller of the two Gram matrices: singular values under 1e-8 of the largest (3e-4 for
+    matrices of more than 2**24 elements) are noise.
     """
     matrix = working(matrix)
     by_inputs = covariance is None and matrix.shape[0] > matrix.shape[1]
@@ -75,14 +83,32 @@ def components(
         covariance = shaped.T @ shaped
     elif covariance is None:
         covariance = (shaped if gram is None else shaped @ gram.astype(matrix.dtype, copy=False)) @ shaped.T
-    energies, basis = eigenvectors(covariance)
-    return Components(energies, basis, shaped, root, by_inputs)
+    whole = float(np.trace(covariance, dtype=np.float64))
+    if count is not None and len(covariance) >= _LARGE and 4 * count <= len(covariance):
+        energies, basis = leading(covariance, count)
+    else:
+        energies, basis = eigenvectors(covariance)
+    return Components(energies, whole, basis, shaped, root, by_inputs)
 
 
 def eigenvectors(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return eigenvalues [n, never negative] and vectors [.., n, n] of `covariance`, largest first."""
     values, vectors = np.linalg.eigh(covariance.astype(np.float64, copy=False))
     return np.maximum(values[..., ::-1], 0), vectors[..., ::-1]
+
+
+def leading(covariance: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the `count` largest eigenvalues of `covariance` [n, n] and their vectors [n, count], or nearly.
+
+    They span nearly the best subspace. Of white noise, whose spectrum is the flattest, it holds a fortieth
+    less than the best would, of a matrix with eigenvalues as 1 / i 4e-5 less, with 1 / i**2 1e-8.
+    """
+    draw = np.random.default_rng(0)
+    span = draw.standard_normal((len(covariance), count + count // 4 + 16)).astype(covariance.dtype)
+    for _ in range(_POWERS):
+        span = np.linalg.qr(covariance @ span)[0]
+    values, turn = eigenvectors(span.T @ (covariance @ span))
+    return values[:count], (span @ turn.astype(span.dtype))[:, :count]
 
 
 def working(weight: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -161,7 +161,9 @@ class Factorise(Pass):
 
     def chosen(self, method: Method, make: Callable[[Ranks], Chain], before: Cost) -> Iterator[Chain]:
         """Yield the chain that `method` offers, one that `make` returns, or none."""
-        ladder = method.ladder
+        ladder: Sequence[Ranks] = method.ladder
+        if self.rank:
+            ladder = list(dict.fromkeys(tuple(min(each, self.rank) for each in ranks) for ranks in ladder))
         end = bisect_left(ladder, True, key=lambda ranks: not self.allows(make(ranks), before))
         place = end - 1
         if self.by_energy:
@@ -174,8 +176,7 @@ class Factorise(Pass):
         """Return whether `chain` has no more of anything than the options allow."""
         after = chain.cost
         return (
-            not (self.rank and max(chain.ranks) > self.rank)
-            and not (self.params < 1 and after.parameters > self.params * before.parameters)
+            not (self.params < 1 and after.parameters > self.params * before.parameters)
             and not (self.macs < 1 and after.macs > self.macs * before.macs)
             and (self.when == "always" or (after.parameters < before.parameters and after.macs < before.macs))
         )
