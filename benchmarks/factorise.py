@@ -52,18 +52,20 @@ def main() -> None:
         large.CopyFrom(numpy_helper.from_array(content, large.name))
         node = next(each for each in model.graph.node if large.name in each.input)
         onnx.save(model, source)
-        began = time.perf_counter()
+        began, busy = time.perf_counter(), time.process_time()
         loaded = load(source)
         others = rf"(?!{node.name or node.output[0]}$).*"
         result = Factorise(params=given.share, exclude=others).call(loaded, Context())
         decided = time.perf_counter()
         size = save(loaded, output)
-        saved = time.perf_counter()
+        saved, busy = time.perf_counter(), time.process_time() - busy
         (record,) = [each for each in result.records if each.changed]
         print(f"{record.layer}: {record.what}, {record.numbers}")
         ratio = record.numbers["parameters"] / record.numbers["parameters_after"]
         print(f"parameters: {ratio:.2f} x fewer; file: {source.stat().st_size:,} to {size:,} bytes")
-        print(f"read and factorise: {decided - began:.1f} s, save: {saved - decided:.1f} s")
+        print(
+            f"read and factorise: {decided - began:.1f} s, save: {saved - decided:.1f} s, CPU: {busy:.1f} s"
+        )
         print(f"energy kept: {record.numbers['energy']:.6f}")
         if given.best:
             energies = np.linalg.eigvalsh(content.astype(np.float64) @ content.T.astype(np.float64))[::-1]

@@ -31,9 +31,11 @@ class Geometry:
 
     @classmethod
     def of(cls, layer: Layer) -> Geometry | None:
-        """Return the geometry of `layer`; None where its pads depend on a size that isn't known."""
+        """Return the geometry of `layer`; None where it depends on a size or a function's attribute."""
         if not layer.op.startswith("Conv"):
             return cls((), (), (), (), ())
+        if any(each.is_ref() for each in layer.node.attributes.values()):
+            return None
         kernel, attributes = layer.shape[2:], layer.node.attributes
         rank = len(kernel)
         auto_pad = attributes.get_string("auto_pad", "NOTSET")

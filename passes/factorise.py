@@ -14,7 +14,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 from onnxcompress.base import Context, Effect, Need, Number, Pass, Result, option
 from onnxcompress.chains import Chain, chain, is_factor, oriented, write_chain
 from onnxcompress.edit import Edit, same_ports
-from onnxcompress.factors import METHODS, Method, Ranks
+from onnxcompress.factors import METHODS, Method, Ranks, Svd
 from onnxcompress.geometry import Cost, Geometry, Stage, cost, known_sizes
 from onnxcompress.layers import Layer, by_weight
 from onnxcompress.loss import decibels
@@ -81,7 +81,7 @@ class Factorise(Pass):
             geometry = None if reason else Geometry.of(readers[0])
             reason = reason or self.refusal(readers)
             if reason or geometry is None:
-                result.left_all(readers, reason or "its pads depend on an unknown size")
+                result.left_all(readers, reason or "its pads or strides are unknown")
             else:
                 chosen[readers[0]] = geometry
         seen: Mapping[Layer, Geometry] = {}
@@ -104,6 +104,8 @@ class Factorise(Pass):
             return "its weight is read more than once"
         if layer.size < self.min_size:
             return "too small"
+        if any(each.is_ref() for each in node.attributes.values()):
+            return "its attributes are those of a function"
         if layer.position != 1 or node.attributes.get_int("transA", 0) != 0:
             return "not a product of rows with a matrix"
         if layer.op == "MatMul" and len(layer.shape) != 2:
@@ -120,9 +122,11 @@ class Factorise(Pass):
         if not weight.any():
             result.left(layer, "all its weights are zero")
             return
-        kinds = [each for each in METHODS if self.method in ("auto", each.name) and each.fits(weight.shape)]
-        if moments.outputs is not None:
-            kinds = [each for each in kinds if each.name == "svd"]
+        kinds: list[type[Method]] = [
+            each for each in METHODS if self.method in ("auto", each.name) and each.fits(weight.shape)
+        ]
+        if moments.outputs is not None and self.method == "auto":
+            kinds = [Svd]  # the only one that these moments serve
         if not kinds:
             result.left(
                 layer, f"no {self.method} form of this kernel", kernel="x".join(map(str, layer.shape))

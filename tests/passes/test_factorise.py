@@ -201,7 +201,7 @@ def test_an_unknown_size_of_the_input_is_no_obstacle_but_for_pads_that_depend_on
     assert records["even"].changed
     assert "macs" not in records["even"].numbers
     assert records["even"].numbers["macs_share"] == pytest.approx(2 / 3, abs=0.01)
-    assert records["odd"].what == "its pads depend on an unknown size"
+    assert records["odd"].what == "its pads or strides are unknown"
 
 
 @pytest.mark.parametrize("by_method", ["auto", "svd", "separable"])
@@ -459,3 +459,17 @@ def test_an_architecture_is_cut_within_its_budget(name: str) -> None:
     assert signature(made) == signature(given)
     (value,) = models.run(made, {given.graph.inputs[0].name: np.ones((1, 3, 224, 224), np.float32)})
     assert np.isfinite(value).all()
+
+
+def test_a_layer_with_attributes_of_its_function_stays() -> None:
+    values = ", ".join(["0, 0, 0, 0, 1, 0, 0, 0, 0"] * 16)
+    made = models.model(
+        f"""<ir_version: 8, opset_import: ["": 17, "own": 1]>
+        net (float[1, 4, 9, 9] x) => (float[A, B, C, D] y) {{ [call] y = own.block<s = [2, 2]>(x) }}
+        <opset_import: ["": 17], domain: "own">
+        block <s>(x) => (y) {{
+            w = Constant<value = float[4, 4, 3, 3] {{{values}}}>()
+            [conv] y = Conv<strides: ints = @s, pads = [1, 1, 1, 1]>(x, w)
+        }}"""
+    )
+    assert run(made)["conv"].what == "its attributes are those of a function"

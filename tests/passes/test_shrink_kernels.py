@@ -244,3 +244,17 @@ def test_an_architecture_shrinks_where_rings_are_empty(name: str) -> None:
     image = {given.graph.inputs[0].name or "": np.random.default_rng(0).random((1, 3, 224, 224), np.float32)}
     (expected,), (found,) = models.run(given, image), models.run(made, image)
     assert models.snr(expected, found) > 30
+
+
+def test_a_layer_with_attributes_of_its_function_stays() -> None:
+    values = ", ".join(["0, 0, 0, 0, 1, 0, 0, 0, 0"] * 16)
+    made = models.model(
+        f"""<ir_version: 8, opset_import: ["": 17, "own": 1]>
+        net (float[1, 4, 9, 9] x) => (float[A, B, C, D] y) {{ [call] y = own.block<s = [2, 2]>(x) }}
+        <opset_import: ["": 17], domain: "own">
+        block <s>(x) => (y) {{
+            w = Constant<value = float[4, 4, 3, 3] {{{values}}}>()
+            [conv] y = Conv<strides: ints = @s, pads = [1, 1, 1, 1]>(x, w)
+        }}"""
+    )
+    assert run(made)["conv"].what == "its pads are smaller than its dilation, or unknown"
