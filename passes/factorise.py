@@ -43,9 +43,10 @@ class Factorise(Pass):
     layers without such data, count their inputs as white: energy then is the sum of squares of the weight.
     Of layers with more than 4,608 inputs (channels times kernel) only ``svd`` uses the data. Biases stay as
     they are. Grouped, tied and quantized layers stay, and those that others follow without a non-linearity
-    between: they are factors already. Source: Denton et al., NIPS 2014 (svd); Jaderberg et al., BMVC 2014
-    (separable); Kim et al., ICLR 2016 (tucker); Guo et al., BMVC 2018 (depthwise); Zhang et al., TPAMI 2016
-    (data).
+    between: they are factors already, so a second run is idle (with data, but for layers that just missed
+    the energy: their inputs have changed).
+    Source: Denton et al., NIPS 2014 (svd); Jaderberg et al., BMVC 2014 (separable); Kim et al., ICLR 2016
+    (tucker); Guo et al., BMVC 2018 (depthwise); Zhang et al., TPAMI 2016 (data).
     """
 
     name: ClassVar[str] = "factorise"
