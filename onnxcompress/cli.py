@@ -128,7 +128,7 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("output", metavar="OUT.onnx")
 @click.option("--passes", "recipe", help="Recipe, such as prune(sparsity=0.6),quant.")
 @click.option("--recipe", "recipe_file", type=Path, help="Recipe in a TOML file.")
-@click.option("--preset", "preset_name", help="Ready-made recipe: lossless or fast.")
+@click.option("--preset", "preset_name", help="Ready-made recipe: lossless, fast, small or tiny.")
 @data_options
 @click.option(
     "--exclude", multiple=True, help="Leave layers alone whose whole name matches this regular expression."

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -110,24 +110,19 @@ def as_recipe(passes: str | Recipe | Pass | Sequence[Pass | str]) -> Recipe:
     return Recipe(tuple(each for part in parts for each in part.passes))
 
 
-def lossless() -> list[Pass]:
-    """Return the passes that make a model smaller without changing what it computes."""
-    return [make("simplify", {}), make("fuse", {})]
-
-
-def fast() -> list[Pass]:
-    """Return the passes that make a model fast: cleaned up, layers merged, then int8."""
-    return [make("simplify", {}), make("fuse", {}), make("quant", {})]
-
-
-PRESETS: dict[str, Callable[[], list[Pass]]] = {"lossless": lossless, "fast": fast}
+PRESETS = {
+    "lossless": "simplify,fuse,encode",  # smaller, and computes the same
+    "fast": "simplify,fuse,quant",
+    "small": "simplify,fuse,cluster(bits=6, initialise=entropy, price=1.5),encode(load_memory=3.0)",
+    "tiny": "simplify,fuse,cluster(initialise=entropy, price=1.5),encode(block=128)",
+}
 
 
 def preset(name: str) -> Recipe:
     """Return the preset called `name`; UsageError with the nearest names where there is none."""
     if name not in PRESETS:
         raise UsageError(unknown("preset", name, PRESETS))
-    return Recipe(tuple(PRESETS[name]()))
+    return Recipe.parse(PRESETS[name])
 
 
 def _changed(pass_: Pass) -> Iterator[tuple[str, Number]]:

@@ -121,10 +121,10 @@ def test_a_recipe_file_that_cannot_be_read_is_a_usage_error(tmp_path: Path) -> N
 
 
 def test_presets_are_lists_of_passes() -> None:
-    assert {name: str(preset(name)) for name in PRESETS} == {
-        "lossless": "simplify,fuse",
-        "fast": "simplify,fuse,quant",
-    }
+    assert {name: str(preset(name)) for name in PRESETS} == PRESETS
+    assert [each.name for each in preset("lossless").passes] == ["simplify", "fuse", "encode"]
+    assert preset("lossless").effect is Effect.EXACT
+    assert [each.name for each in preset("small").passes] == ["simplify", "fuse", "cluster", "encode"]
     with pytest.raises(UsageError, match="lossles: no such preset; did you mean lossless"):
         preset("lossles")
 
