@@ -3,9 +3,10 @@
 from onnxcompress.passes.cluster import Cluster
 from onnxcompress.passes.encode import Encode
 from onnxcompress.passes.prune import Prune
+from onnxcompress.passes.prune_channels import PruneChannels
 from onnxcompress.passes.quant import Quant
 from onnxcompress.passes.simplify import Simplify
 
-BUILT_IN = (Simplify, Prune, Cluster, Quant, Encode)
+BUILT_IN = (Simplify, Prune, PruneChannels, Cluster, Quant, Encode)
 
-__all__ = ["BUILT_IN", "Cluster", "Encode", "Prune", "Quant", "Simplify"]
+__all__ = ["BUILT_IN", "Cluster", "Encode", "Prune", "PruneChannels", "Quant", "Simplify"]

@@ -13,7 +13,7 @@ RANKS = [
     ["errors"],
     ["base", "bound"],
     ["model", "evaluate", "dense", "windows", "data"],
-    ["layers", "edit", "quantize", "folding", "placement", "integer", "kmeans"],
+    ["layers", "edit", "quantize", "folding", "placement", "integer", "kmeans", "channels"],
     ["formats"],
     ["runtimes"],
     ["histogram", "calibrate", "measure", "verify"],
@@ -23,7 +23,7 @@ RANKS = [
     ["cli"],
 ]
 PACKAGES = {"passes": ROOT / "passes", "runtimes": ROOT / "runtimes"} | {
-    name: ROOT / "onnxcompress" / name for name in ("data", "formats", "model")
+    name: ROOT / "onnxcompress" / name for name in ("channels", "data", "formats", "model")
 }
 
 

@@ -1,0 +1,76 @@
+"""What a removal did to each layer, and why it left others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxcompress.base import Result
+from onnxcompress.channels.find import Channels, Plan
+from onnxcompress.channels.flow import Ride
+from onnxcompress.evaluate import label
+
+_RECURRENT = ("LSTM", "GRU", "RNN")
+_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Gather", *_RECURRENT)
+
+
+def record(result: Result, channels: Channels, plan: Plan, what: str = "channels removed") -> None:
+    """Record in `result` each layer that `plan` changes, with the channels it loses, and those it leaves.
+
+    ``inputs`` and ``outputs`` are how many channels stay of how many; ``inputs_removed`` and
+    ``outputs_removed`` which ones go, numbered as in the model before, such as "0-3,7".
+    """
+    units, left = channels.units, set()
+    sides: dict[ir.Node, dict[str, np.ndarray]] = {}
+    for ride in channels.flow.rides.values():
+        if ride.node.op_type in _LAYERS:
+            sides.setdefault(ride.node, {}).update(_sides(channels, ride))
+    for node, found in sides.items():
+        numbers: dict[str, int | str] = {}
+        for side, labels in found.items():
+            gone = np.flatnonzero(~plan.removal.kept[labels])
+            if len(gone):
+                numbers[f"{side}_before"] = len(labels)
+                numbers[side] = len(labels) - len(gone)
+                numbers[f"{side}_removed"] = spans(gone)
+        if numbers:
+            result.changed(node.name or label(node), what, **numbers)
+            left.add(node)
+    for family in units.families:
+        if plan.stay[family.units].all():
+            reason = _reason(channels, family.units)
+            result.left_all([node for node in family.layers if node not in left], reason)
+            left.update(family.layers)
+    result.left_all(channels.hidden(), "inside a body or a function")
+
+
+def _reason(channels: Channels, family: np.ndarray) -> str:
+    """Return why no unit of a family goes."""
+    reasons = [channels.units.reason(int(unit)) for unit in family if channels.units.frozen[unit]]
+    return reasons[0] or "" if reasons else "no channel to spare"
+
+
+def _sides(channels: Channels, ride: Ride) -> dict[str, np.ndarray]:
+    """Return the labels of the channels a layer reads ("inputs") and makes ("outputs"), as `ride` tells."""
+    labels, place = ride.labels.reshape(-1), ride.place
+    if ride.node.op_type in _RECURRENT:
+        side = {(1, "in"): "inputs", (2, "in"): "outputs"}.get((place, ride.role))
+        return {side: labels} if side else {}
+    if ride.role != "with":
+        return {"inputs" if ride.role == "in" else "outputs": labels}
+    if place != 1 or ride.node.op_type not in ("Conv", "ConvTranspose"):
+        return {}
+    return {"inputs": channels.flow.labels(ride.node.inputs[0]).reshape(-1), "outputs": labels}
+
+
+def spans(numbers: Iterable[int]) -> str:
+    """Return ascending `numbers` as text, neighbours together: "0-3,7"."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and parts[-1][-1] == number - 1:
+            parts[-1] = [parts[-1][0], int(number)]
+        else:
+            parts.append([int(number)])
+    return ",".join("-".join(map(str, part)) for part in parts)
