@@ -102,7 +102,7 @@ def split(flow: Flow, node: ir.Node) -> None:
         return
     sizes = [shape[axis] for shape in shapes if shape is not None]
     bounds = np.cumsum([0, *sizes])
-    parts = [flow.select(value, axis, np.arange(*ends)) for ends in pairwise(bounds)]
+    parts = [np.sort(flow.select(value, axis, np.arange(*ends))) for ends in pairwise(bounds)]
     if not np.array_equal(np.concatenate(parts), np.arange(flow.labels(value).shape[axis])):
         raise TangledError("parts would not lie one after another")
     _parts(flow, node, axis, np.repeat(np.arange(len(sizes)), sizes))
@@ -146,7 +146,7 @@ def slicing(flow: Flow, node: ir.Node) -> None:
             flow.unknown(node, "it takes every other channel")
             return
         taken = np.arange(shape[axis])[start:end]
-        places = flow.select(value, axis, taken)
+        places = np.sort(flow.select(value, axis, taken))
         _parts(flow, node, axis, np.isin(np.arange(shape[axis]), taken).astype(np.int64))
         if not len(places) or places[-1] - places[0] != len(places) - 1:
             raise TangledError("a slice would not be in one piece")

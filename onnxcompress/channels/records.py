@@ -38,6 +38,9 @@ def record(result: Result, channels: Channels, plan: Plan, what: str = "channels
         if numbers:
             result.changed(node.name or label(node), what, **numbers)
             left.add(node)
+    for node, reason in channels.flow.refusals.items():
+        result.left(node.name or label(node), reason)
+        left.add(node)
     for family in units.families:
         if plan.stay[family.units].all():
             reason = _reason(channels, family.units)

@@ -42,14 +42,17 @@ def _wanted(removal: Removal, node: ir.Node, place: int, values: Sequence[int]) 
     if now is None:
         return list(values)
     found = [int(each) for each in now.reshape(-1)]
-    if node.op_type == "Reshape":
-        given = removal.target(node.inputs[0])  # type: ignore[arg-type]
-        if given is not None and resolved(found, given) == list(values):
-            return None
-        return [
-            old if old == -1 and found.count(-1) == 1 else new for old, new in zip(found, values, strict=True)
-        ]
-    return None if found == list(values) else list(values)
+    if node.op_type != "Reshape":
+        return None if found == list(values) else list(values)
+    given = removal.target(node.inputs[0])  # type: ignore[arg-type]
+    assert given is not None
+    if resolved(found, given) == list(values):
+        return None
+    same = [old == 0 and given[place] == values[place] for place, old in enumerate(found)]
+    open_one = found.count(-1) == 1
+    return [
+        old if (old == -1 and open_one) or same[place] else values[place] for place, old in enumerate(found)
+    ]
 
 
 def resolved(target: Sequence[int], given: Sequence[int]) -> list[int] | None:

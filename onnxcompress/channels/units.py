@@ -83,7 +83,7 @@ class Units:
         found: list[tuple[int, str, np.ndarray, np.ndarray]] = []
         for number, each in enumerate(self.flow.blocks):
             units = self.of[each.labels]
-            if each.order == "rows" and self._whole(units, each.block):
+            if self.frozen[units].all() or (each.order == "rows" and self._whole(units, each.block)):
                 continue
             found.append((number, each.order, units, each.block))
             if each.order == "rows":
