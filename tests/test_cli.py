@@ -352,3 +352,18 @@ def test_passes_see_through_an_encoded_model_and_say_so(
     code, _, said = in_process(capsys, encoded, tmp_path / "out.onnx", "--passes", "quant")
     assert code == 0
     assert "were unpacked before the first pass" in said
+
+
+# channels
+
+
+def test_channels_lists_units_with_the_layers_they_span_and_why_they_stay(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, said, _ = in_process(capsys, "channels", TESTDATA / "branch_digits.onnx")
+    assert code == 0
+    assert "stem.conv" in said
+    assert "read inside" in said
+    assert "inside a body" in said
+    code, said, _ = in_process(capsys, "channels", LENET, "--input-shape", "image:1,2,8,8")
+    assert code == 2

@@ -8,6 +8,8 @@ channels tied by them are a unit (``units.py``). To remove units the rules run a
 from onnxcompress.channels.find import Channels as Channels
 from onnxcompress.channels.find import Plan as Plan
 from onnxcompress.channels.find import find as find
+from onnxcompress.channels.records import Span as Span
 from onnxcompress.channels.records import record as record
+from onnxcompress.channels.records import spans as spans
 from onnxcompress.channels.units import Family as Family
 from onnxcompress.channels.units import Units as Units

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -14,6 +15,47 @@ from onnxcompress.evaluate import label
 
 _RECURRENT = ("LSTM", "GRU", "RNN")
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Gather", *_RECURRENT)
+
+
+@dataclass(frozen=True)
+class Span:
+    """Units alike: the layers that make and that read their channels, how many there are, why they stay.
+
+    `channels` is how many channels of the layers that make them all units have together; `reason` is None
+    where they can go.
+    """
+
+    made_by: tuple[str, ...]
+    read_by: tuple[str, ...]
+    units: int
+    channels: int
+    reason: str | None
+
+
+def spans(channels: Channels) -> Iterator[Span]:
+    """Yield the units of `channels`, those of the same layers and the same fate together, in node order."""
+    units, flow = channels.units, channels.flow
+    readers: dict[int, dict[str, None]] = {}
+    for ride in flow.rides.values():
+        if ride.role == "in":
+            for number in np.unique(units.family[units.of[ride.labels.ravel()]]).tolist():
+                readers.setdefault(number, {})[name_of(ride.node)] = None
+    size = np.zeros(units.count, np.int64)
+    for source in flow.sources:
+        np.add.at(size, units.of[source.start : source.stop], 1)
+    for family in units.families:
+        fates: dict[str | None, list[int]] = {}
+        for unit in family.units.tolist():
+            fates.setdefault(units.reason(unit), []).append(unit)
+        made = tuple(map(name_of, family.layers))
+        read = tuple(readers.get(int(units.family[family.units[0]]), ()))
+        for reason, members in fates.items():
+            yield Span(made, read, len(members), int(size[members].sum()), reason)
+
+
+def name_of(node: ir.Node) -> str:
+    """Return the name of `node`, or what messages call it where it has none."""
+    return node.name or label(node)
 
 
 def record(result: Result, channels: Channels, plan: Plan, what: str = "channels removed") -> None:
@@ -34,12 +76,12 @@ def record(result: Result, channels: Channels, plan: Plan, what: str = "channels
             if len(gone):
                 numbers[f"{side}_before"] = len(labels)
                 numbers[side] = len(labels) - len(gone)
-                numbers[f"{side}_removed"] = spans(gone)
+                numbers[f"{side}_removed"] = ranges(gone)
         if numbers:
-            result.changed(node.name or label(node), what, **numbers)
+            result.changed(name_of(node), what, **numbers)
             left.add(node)
     for node, reason in channels.flow.refusals.items():
-        result.left(node.name or label(node), reason)
+        result.left(name_of(node), reason)
         left.add(node)
     for family in units.families:
         if plan.stay[family.units].all():
@@ -68,7 +110,7 @@ def _sides(channels: Channels, ride: Ride) -> dict[str, np.ndarray]:
     return {"inputs": channels.flow.labels(ride.node.inputs[0]).reshape(-1), "outputs": labels}
 
 
-def spans(numbers: Iterable[int]) -> str:
+def ranges(numbers: Iterable[int]) -> str:
     """Return ascending `numbers` as text, neighbours together: "0-3,7"."""
     parts: list[list[int]] = []
     for number in numbers:
