@@ -51,7 +51,7 @@ def _fold_followers(edit: Edit, layer: Layer) -> bool:
     if not followers:
         return False
     layer.replace_weight(_scaling(layer, factor))
-    _put_bias(edit, layer, offset)
+    put_bias(edit, layer, offset)
     for follower in followers:
         values = [value for value in follower.inputs if value is not None]
         substitute(follower.outputs[0], layer.node.outputs[0])
@@ -112,7 +112,7 @@ def _normalization(node: ir.Node, channels: int) -> _Affine | None:
     return factor, shift - mean * factor
 
 
-def _put_bias(edit: Edit, layer: Layer, bias: np.ndarray) -> None:
+def put_bias(edit: Edit, layer: Layer, bias: np.ndarray) -> None:
     """Give `layer` the new `bias` [channels], not shared with others."""
     node = layer.node
     assert isinstance(node.graph, ir.Graph)

@@ -69,7 +69,11 @@ def test_options_are_read_into_passes() -> None:
     [
         ("prnue", "prnue: no such pass; did you mean prune?"),
         ("prune(sparsty=0.5)", "prune: sparsty: no such option; did you mean sparsity?"),
-        ("zzz", "zzz: no such pass; there are: simplify, prune, prune-channels, cluster, quant, encode"),
+        (
+            "zzz",
+            "zzz: no such pass; there are: simplify, remove-masked, prune, prune-channels, cluster, quant, "
+            "encode",
+        ),
         ("prune(sparsity=0.5, sparsity=0.6)", "prune: option sparsity is given twice"),
         ("prune(sparsity=2)", "prune: option sparsity is 2.0, expected 0 to 1"),
         ("prune(", "recipe: unexpected the end in 'prune(', expected an option"),

@@ -27,7 +27,7 @@ class Example:
     the same for every input, *known* where it is the same for every input of these shapes.
     """
 
-    def __init__(self, model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> None:
+    def __init__(self, model: ir.Model, shapes: Mapping[str, Sequence[int | str | None]]) -> None:
         self.version = opset(model)
         self._shapes: dict[ir.Value, Shape] = {}
         self._known: dict[ir.Value, np.ndarray] = {}

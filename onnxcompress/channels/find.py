@@ -84,7 +84,7 @@ def find(
     model: ir.Model,
     context: Context | None = None,
     exclude: str = "",
-    shapes: Mapping[str, Sequence[int]] | None = None,
+    shapes: Mapping[str, Sequence[int | str | None]] | None = None,
 ) -> Channels:
     """Return the channels of the main graph of `model`.
 

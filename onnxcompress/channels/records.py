@@ -62,13 +62,20 @@ def record(result: Result, channels: Channels, plan: Plan, what: str = "channels
     """Record in `result` each layer that `plan` changes, with the channels it loses, and those it leaves.
 
     ``inputs`` and ``outputs`` are how many channels stay of how many; ``inputs_removed`` and
-    ``outputs_removed`` which ones go, numbered as in the model before, such as "0-3,7".
+    ``outputs_removed`` which ones go, numbered as in the model before, such as "0-3,7"; ``outputs_stay`` why
+    none of a layer's own go where it only reads fewer.
     """
     units, left = channels.units, set()
     sides: dict[ir.Node, dict[str, np.ndarray]] = {}
     for ride in channels.flow.rides.values():
         if ride.node.op_type in _LAYERS:
             sides.setdefault(ride.node, {}).update(_sides(channels, ride))
+    stays = {
+        node: _reason(channels, family.units)
+        for family in units.families
+        if plan.stay[family.units].all()
+        for node in family.layers
+    }
     for node, found in sides.items():
         numbers: dict[str, int | str] = {}
         for side, labels in found.items():
@@ -77,17 +84,17 @@ def record(result: Result, channels: Channels, plan: Plan, what: str = "channels
                 numbers[f"{side}_before"] = len(labels)
                 numbers[side] = len(labels) - len(gone)
                 numbers[f"{side}_removed"] = ranges(gone)
+        if numbers and node in stays:
+            numbers["outputs_stay"] = stays[node]
         if numbers:
             result.changed(name_of(node), what, **numbers)
             left.add(node)
     for node, reason in channels.flow.refusals.items():
         result.left(name_of(node), reason)
         left.add(node)
-    for family in units.families:
-        if plan.stay[family.units].all():
-            reason = _reason(channels, family.units)
-            result.left_all([node for node in family.layers if node not in left], reason)
-            left.update(family.layers)
+    for node, reason in stays.items():
+        if node not in left:
+            result.left(name_of(node), reason)
     result.left_all(channels.hidden(), "inside a body or a function")
 
 

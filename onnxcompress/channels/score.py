@@ -25,11 +25,11 @@ def score_weights(channels: Channels, kind: str, reduce: str) -> np.ndarray:
     al., Pruning Filters for Efficient ConvNets, ICLR 2017; Liu et al., Network Slimming, ICCV 2017.
     """
     rides = list(channels.flow.rides.values())
-    norms = [(ride, _norms(channels, ride, kind)) for ride in rides if ride.role == "out"]
-    found = _collect(channels, norms, reduce)
+    sizes = [(ride, norms(channels, ride, kind)) for ride in rides if ride.role == "out"]
+    found = _collect(channels, sizes, reduce)
     if kind == "batchnorm":
         scales = [
-            (ride, _norms(channels, ride, "l1"))
+            (ride, norms(channels, ride, "l1"))
             for ride in rides
             if ride.node.op_type == "BatchNormalization" and ride.place == 1
         ]
@@ -64,7 +64,7 @@ def score_activations(
     found = []
     for ride, name in names.items():
         carried = totals[name] / max(count, 1)
-        weights = _norms(channels, ride, "l2").reshape(-1) ** 2 if kind == "energy" else 1.0
+        weights = norms(channels, ride, "l2").reshape(-1) ** 2 if kind == "energy" else 1.0
         found.append((ride, (carried * weights).reshape(ride.labels.shape)))
     return np.asarray(np.nan_to_num(_collect(channels, found, reduce)))
 
@@ -84,7 +84,7 @@ def _axis(channels: Channels, name: str) -> int:
     return int(np.argmax(labels.shape))
 
 
-def _norms(channels: Channels, ride: Ride, kind: str) -> np.ndarray:
+def norms(channels: Channels, ride: Ride, kind: str) -> np.ndarray:
     """Return the norm of each slice of a constant, float64, shaped as the labels of its `ride`."""
     value = ride.node.inputs[ride.place]
     assert value is not None

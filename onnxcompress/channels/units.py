@@ -101,27 +101,30 @@ class Units:
         pairs = np.unique(np.stack([block, units]), axis=1)
         return bool(len(np.unique(pairs[0])) == pairs.shape[1])
 
-    def choose(self, score: np.ndarray, share: np.ndarray, multiple: int = 1) -> np.ndarray:
+    def choose(
+        self, score: np.ndarray, share: np.ndarray, multiple: int = 1, allowed: np.ndarray | None = None
+    ) -> np.ndarray:
         """Return which units stay, bool [units]: those with the highest `score` [units].
 
-        `share` [units] of each family goes, the same for all units of a family; what stays of one is a
-        multiple of `multiple` where no groups must stay equal. None loses all.
+        `share` [units] of each family goes, the same for all units of a family, as far as they are `allowed`
+        [units, bool] to and not frozen; what stays of one is a multiple of `multiple` where no groups must
+        stay equal. None loses all.
         """
+        free = ~self.frozen if allowed is None else allowed & ~self.frozen
+        score = np.where(free, score, np.inf)
         gone = np.zeros(self.count, bool)
         bound = np.zeros(self.count, bool)
         for cells, equations in self._systems():
             bound[np.concatenate(cells)] = True
-            self._lessen(gone, cells, equations, score, share)
+            self._lessen(gone, cells, equations, score, share, free)
         for family in self.families:
-            if not bound[family.units].any():
-                free = family.units[~self.frozen[family.units]]
-                total = len(family.units)
-                stay = total - int(share[family.units[0]] * total + 1e-9)
-                stay = min(total, -(-max(stay, 1) // multiple) * multiple)
-                order = np.argsort(score[free], kind="stable")
-                gone[free[order[: max(0, total - stay)]]] = len(free) > 0
-                if gone[family.units].all():
-                    gone[free[order[-1]]] = False
+            if bound[family.units].any():
+                continue
+            total, most = len(family.units), int(free[family.units].sum())
+            stay = total - min(int(share[family.units[0]] * total + 1e-9), most)
+            stay = min(total, -(-max(stay, 1) // multiple) * multiple)
+            order = np.argsort(score[family.units], kind="stable")
+            gone[family.units[order[: total - stay]]] = True
         return ~gone
 
     def _lessen(
@@ -131,11 +134,13 @@ class Units:
         equations: np.ndarray,
         score: np.ndarray,
         share: np.ndarray,
+        free: np.ndarray,
     ) -> None:
         """Mark in `gone` what goes of `cells`, units alike to all groups, so that the `equations` hold."""
-        sizes = np.array([0 if self.frozen[cell[0]] else len(cell) for cell in cells])
-        wanted = sizes * np.array([share[cell[0]] for cell in cells])
-        most = np.where(sizes > 1, sizes - 1, sizes)
+        sizes = np.array([len(cell) for cell in cells])
+        most = np.array([free[cell].sum() for cell in cells])
+        most = np.minimum(most, np.where(sizes > 1, sizes - 1, sizes))
+        wanted = np.minimum(sizes * np.array([share[cell[0]] for cell in cells]), most)
         for part in (1.0, 0.9, 0.75, 0.5, 0.25):
             counts = balanced(equations, part * wanted, most)
             if counts is not None and counts.any():
