@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxcompress.base import Context, Effect, Need, Pass, Result, option
-from onnxcompress.channels import Channels, find, record
+from onnxcompress.base import Context, Effect, Need, Pass, Result, Runtime, option
+from onnxcompress.channels import Channels, Plan, find, record
+from onnxcompress.channels.counts import counts
 from onnxcompress.channels.mask import mask
+from onnxcompress.channels.repair import REPAIRS, aims, repair
 from onnxcompress.channels.score import REDUCTIONS, SCORES, score_activations, score_weights
 from onnxcompress.channels.units import Units
 from onnxcompress.errors import UsageError
+from onnxcompress.model import clone
+
+if TYPE_CHECKING:
+    from onnxcompress.data import Data
+
+STEPS = 10  # halvings of the search for the ratio that keeps a budget
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +44,19 @@ class PruneChannels(Pass):
     uses: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION, Need.SEED})
 
     ratio: float = option(0.5, "share of the channels to remove", within=(0.0, 1.0))
+    scope: str = option("layer", "the same share of each layer, or one ranking", choices=("layer", "global"))
+    macs: float = option(
+        0.0, "share of the multiply-accumulates to keep, which sets the ratio; 0: don't", within=(0.0, 1.0)
+    )
+    parameters: float = option(
+        0.0, "share of the parameters to keep, which sets the ratio; 0: don't", within=(0.0, 1.0)
+    )
+    multiple_of: int = option(1, "keep a multiple of this many channels of each layer", within=(1, 1024))
     score: str = option("l2", "what tells how much a channel matters", choices=SCORES)
     reduce: str = option("mean", "how the scores of coupled layers become one", choices=REDUCTIONS)
+    repair: str = option(
+        "none", "what calibration data mend afterwards: biases, or weights as well", choices=REPAIRS
+    )
     apply: bool = option(True, "remove the channels; false: only multiply them by constants of 0 and 1")
     exclude: str = option(
         "", "leave layers alone whose whole name matches this regular expression", pattern=True
@@ -48,13 +67,29 @@ class PruneChannels(Pass):
         result = Result(model)
         channels = find(model, context, self.exclude)
         score = self.scores(channels, context)
-        plan = channels.plan(lambda units: self.chosen(units, score))
+        plan = self.planned(channels, score)
         record(result, channels, plan)
-        if self.apply:
-            channels.remove(plan)
-        else:
+        if not self.apply:
             mask(channels, plan)
+            return result
+        whole = clone(model)
+        layers = aims(channels, plan)
+        channels.remove(plan)
+        if self.repair != "none" and not plan.stay.all():
+            data, runtime = self.calibration(context, f"repair={self.repair}")
+            done = repair(
+                whole, model, layers, data, runtime, self.repair, seed=context.seed, progress=context.progress
+            )
+            for found in result.records:
+                if found.layer in done:
+                    found.numbers["repair"] = done[found.layer]
         return result
+
+    def calibration(self, context: Context, what: str) -> tuple[Data, Runtime]:
+        """Return calibration data and the engine to run them; UsageError where there are none."""
+        if context.calibration is None or context.runtime is None:
+            raise UsageError(f"prune-channels: {what} needs calibration data, none was given")
+        return context.calibration, context.runtime
 
     def scores(self, channels: Channels, context: Context) -> np.ndarray:
         """Return the score of each unit, float64 [units]."""
@@ -62,10 +97,43 @@ class PruneChannels(Pass):
             return np.random.default_rng(context.seed).random(channels.units.count)
         if self.score not in ("activation", "energy"):
             return score_weights(channels, self.score, self.reduce)
-        if context.calibration is None or context.runtime is None:
-            raise UsageError(f"prune-channels: score={self.score} needs calibration data, none was given")
-        return score_activations(channels, context.calibration, context.runtime, self.score, self.reduce)
+        data, runtime = self.calibration(context, f"score={self.score}")
+        return score_activations(channels, data, runtime, self.score, self.reduce)
 
-    def chosen(self, units: Units, score: np.ndarray) -> np.ndarray:
-        """Return which units stay, bool [units]."""
-        return units.choose(score, np.full(units.count, self.ratio))
+    def planned(self, channels: Channels, score: np.ndarray) -> Plan:
+        """Return what to remove: by the ratio, or by the smallest one that keeps within the budgets."""
+        if not self.macs and not self.parameters:
+            return self.removal(channels, score, self.ratio)
+        whole = counts(channels)
+        low, high = 0.0, 1.0
+        best = self.removal(channels, score, high)
+        for _ in range(STEPS):
+            middle = (low + high) / 2
+            plan = self.removal(channels, score, middle)
+            left = counts(channels, plan)
+            if left.macs <= (self.macs or 1) * whole.macs and left.parameters <= (
+                (self.parameters or 1) * whole.parameters
+            ):
+                best, high = plan, middle
+            else:
+                low = middle
+        return best
+
+    def removal(self, channels: Channels, score: np.ndarray, ratio: float) -> Plan:
+        """Return how to remove the share `ratio` of the channels."""
+
+        def choose(units: Units) -> np.ndarray:
+            return units.choose(score, self.shares(units, score, ratio), self.multiple_of)
+
+        return channels.plan(choose)
+
+    def shares(self, units: Units, score: np.ndarray, ratio: float) -> np.ndarray:
+        """Return the share of its family that goes, float64 [units]."""
+        free = ~units.frozen & (units.family >= 0)
+        if self.scope == "layer" or not free.any():
+            return np.full(units.count, ratio)
+        low = free & (score <= np.quantile(score[free], ratio)) & (ratio > 0)
+        found = np.zeros(units.count)
+        for family in units.families:
+            found[family.units] = low[family.units].mean()
+        return found
