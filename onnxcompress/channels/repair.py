@@ -6,14 +6,15 @@ model as the aim. Source: He et al., Channel Pruning for Accelerating Very Deep 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import islice, product
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxcompress.base import Runtime
+from onnxcompress.base import Runnable, Runtime
 from onnxcompress.channels.find import Channels, Plan
 from onnxcompress.channels.labels import matched
 from onnxcompress.edit import Edit
@@ -21,8 +22,10 @@ from onnxcompress.folding import put_bias
 from onnxcompress.layers import Layer, constant, put_constant
 
 Feeds = Mapping[str, np.ndarray]
+Places = tuple[np.ndarray, ...]
 REPAIRS = ("none", "bias", "least-squares")
-POSITIONS = 64  # of each sample of a convolution that a fit looks at
+SAMPLES = 256  # of the calibration data that a repair looks at
+POSITIONS = 32  # of each sample of a convolution that a fit looks at
 RIDGE = 1e-3  # how strongly a fit holds on to the weights there are, relative to the inputs' mean square
 BATCH = 32  # samples a run takes where the model leaves their number open
 
@@ -84,16 +87,17 @@ def repair(
     """
     done: dict[str, str] = {}
     layers = list(layers)
-    feeds = list(batched(data, model))
-    for number, aim in enumerate(layers):
+    feeds = list(batched(islice(data, SAMPLES), model))
+    targets = _targets(layers, feeds, runtime.prepare(whole, outputs=[aim.names[1] for aim in layers]), seed)
+    for number, (aim, target) in enumerate(zip(layers, targets, strict=True)):
         if progress:
             progress(number, len(layers), "repairing")
-        sample = _Sample(aim, feeds, whole, model, runtime, np.random.default_rng([seed, number]))
-        fits = kind == "least-squares" and aim.fewer_inputs and sample.fits
-        if fits:
+        wanted = kind == "least-squares" and aim.fewer_inputs and fits(aim.layer)
+        sample = _sampled(aim, target, feeds, runtime.prepare(model, outputs=list(aim.names)), wanted)
+        if wanted:
             _fit(model, aim, sample)
-        if _recentre(model, aim, sample) or fits:
-            done[aim.layer.name] = "weights fitted" if fits else "mean corrected"
+        if _recentre(model, aim, sample) or wanted:
+            done[aim.layer.name] = "weights fitted" if wanted else "mean corrected"
     return done
 
 
@@ -111,38 +115,60 @@ def batched(data: Iterable[Feeds], model: ir.Model) -> Iterator[Feeds]:
         yield {name: np.concatenate([each[name] for each in waiting]) for name in waiting[0]}
 
 
-class _Sample:
-    """What a layer reads and what the whole layer computes of it, at some positions of all samples.
+class _Target(NamedTuple):
+    """What a whole layer computes: for each run the places looked at, and [places, outputs] in float32."""
 
-    `inputs` [samples, weights of an output], `wanted` and `found` [samples, outputs], all float64.
+    places: list[Places]
+    values: list[np.ndarray]
+
+
+@dataclass
+class _Sample:
+    """A layer at some positions of all samples: what it reads, what the whole layer computes, what it does.
+
+    `inputs` [positions, weights of an output], `wanted` and `found` [positions, outputs], all float64.
     """
 
-    def __init__(
-        self,
-        aim: Aim,
-        feeds: Iterable[Feeds],
-        whole: ir.Model,
-        model: ir.Model,
-        runtime: Runtime,
-        draw: np.random.Generator,
-    ) -> None:
-        node, (given, made) = aim.layer.node, aim.names
-        self.fits = fits(aim.layer)
-        first, second = runtime.prepare(whole, outputs=[made]), runtime.prepare(model, outputs=[given, made])
-        inputs, wanted, found = [], [], []
-        for feed in feeds:
-            now = second.run(feed)
-            target = first.run(feed)[made]
-            axis = 1 if node.op_type == "Conv" else target.ndim - 1
-            target = target if aim.kept is None else target.take(aim.kept, axis)
-            places = _positions(target, axis, draw)
-            wanted.append(_at(target, axis, places))
-            found.append(_at(now[made], axis, places))
-            if self.fits and aim.fewer_inputs:
-                read = _patches(node, now[given], aim.layer.shape, places) if axis == 1 else None
-                inputs.append(_at(now[given], now[given].ndim - 1, places) if read is None else read)
-        self.wanted, self.found = np.concatenate(wanted), np.concatenate(found)
-        self.inputs = np.concatenate(inputs) if inputs else np.zeros((0, 0))
+    inputs: np.ndarray
+    wanted: np.ndarray
+    found: np.ndarray
+
+
+def _targets(layers: Sequence[Aim], feeds: Sequence[Feeds], whole: Runnable, seed: int) -> list[_Target]:
+    """Return what each whole layer computes at random positions, in one pass over the feeds."""
+    draw = np.random.default_rng(seed)
+    found = [_Target([], []) for _ in layers]
+    for feed in feeds:
+        made = whole.run(feed)
+        for aim, target in zip(layers, found, strict=True):
+            array = made[aim.names[1]]
+            axis = _axis(aim, array)
+            array = array if aim.kept is None else array.take(aim.kept, axis)
+            target.places.append(_positions(array, axis, draw))
+            target.values.append(_at(array, axis, target.places[-1]))
+    return found
+
+
+def _sampled(aim: Aim, target: _Target, feeds: Sequence[Feeds], runnable: Runnable, wanted: bool) -> _Sample:
+    """Return what a layer reads (where that is `wanted`) and computes where the whole one was looked at."""
+    given, made = aim.names
+    inputs, found = [np.zeros((0, 0))], []
+    for feed, places in zip(feeds, target.places, strict=True):
+        now = runnable.run(feed)
+        found.append(_at(now[made], _axis(aim, now[made]), places))
+        if wanted and aim.layer.op == "Conv":
+            inputs.append(_patches(aim.layer, now[given], places))
+        elif wanted:
+            inputs.append(_at(now[given], now[given].ndim - 1, places))
+    read = np.concatenate(inputs[1:] or inputs).astype(np.float64)
+    return _Sample(
+        read, np.concatenate(target.values).astype(np.float64), np.concatenate(found).astype(np.float64)
+    )
+
+
+def _axis(aim: Aim, array: np.ndarray) -> int:
+    """Return the axis of a layer's output along which its channels lie."""
+    return 1 if aim.layer.op == "Conv" else array.ndim - 1
 
 
 def fits(layer: Layer) -> bool:
@@ -157,7 +183,7 @@ def fits(layer: Layer) -> bool:
     return len(layer.shape) == 2
 
 
-def _positions(array: np.ndarray, axis: int, draw: np.random.Generator) -> tuple[np.ndarray, ...]:
+def _positions(array: np.ndarray, axis: int, draw: np.random.Generator) -> Places:
     """Return indices along all axes but `axis`: of a convolution's output some, of a matrix all."""
     sizes = [size for place, size in enumerate(array.shape) if place != axis]
     count = int(np.prod(sizes))
@@ -168,16 +194,14 @@ def _positions(array: np.ndarray, axis: int, draw: np.random.Generator) -> tuple
     return np.unravel_index(flat, sizes)
 
 
-def _at(array: np.ndarray, axis: int, places: tuple[np.ndarray, ...]) -> np.ndarray:
-    """Return what lies at `places` of the other axes, float64 [places, size of `axis`]."""
-    return np.asarray(np.moveaxis(array, axis, -1)[places], np.float64)
+def _at(array: np.ndarray, axis: int, places: Places) -> np.ndarray:
+    """Return what lies at `places` of the other axes, [places, size of `axis`]."""
+    return np.asarray(np.moveaxis(array, axis, -1)[places])
 
 
-def _patches(
-    node: ir.Node, array: np.ndarray, shape: tuple[int, ...], places: tuple[np.ndarray, ...]
-) -> np.ndarray:
-    """Return the windows of `array` [N, C, ...] that a Conv reads at `places`, float64 [places, inputs]."""
-    kernel = shape[2:]
+def _patches(layer: Layer, array: np.ndarray, places: Places) -> np.ndarray:
+    """Return the windows of `array` [N, C, ...] that a Conv reads at `places`, [places, inputs]."""
+    node, kernel = layer.node, layer.shape[2:]
     rank = len(kernel)
     strides, steps = (node.attributes.get_ints(name, (1,) * rank) for name in ("strides", "dilations"))
     pads = node.attributes.get_ints("pads", (0,) * 2 * rank)
@@ -190,7 +214,7 @@ def _patches(
             for place, stride, each, step in zip(places[1:], strides, offset, steps, strict=True)
         ]
         windows.append(padded[(places[0], *where)])
-    return np.stack(windows, axis=-1).reshape(len(places[0]), -1).astype(np.float64)
+    return np.stack(windows, axis=-1).reshape(len(places[0]), -1)
 
 
 def _matrix(layer: Layer, weight: np.ndarray) -> np.ndarray:

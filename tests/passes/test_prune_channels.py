@@ -8,9 +8,14 @@ import onnx_ir as ir
 import pytest
 
 from onnxcompress.base import Context, Result
+from onnxcompress.channels import find
+from onnxcompress.channels.counts import counts
+from onnxcompress.data import load_data
 from onnxcompress.errors import UsageError
 from onnxcompress.model import clone, load, to_proto, weight_bytes
 from onnxcompress.passes import PruneChannels
+from onnxcompress.registry import runtimes
+from onnxcompress.verify import compare
 
 TESTDATA = Path(__file__).parent.parent.parent / "testdata"
 MODELS = sorted(path.stem for path in TESTDATA.glob("*.onnx"))
@@ -106,3 +111,77 @@ def test_what_can_be_removed_ends_at_a_ratio_of_zero() -> None:
     result = PruneChannels(ratio=0.0).call(models.model(CHAIN), Context())
     assert not result.modified
     assert {each.what for each in result.records} == {"no channel to spare", "graph output y"}
+
+
+def macs(made: ir.Model) -> int:
+    return counts(find(made)).macs
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_a_budget_sets_the_smallest_ratio_that_keeps_it(scope: str) -> None:
+    made = load(TESTDATA / "residual_digits.onnx")
+    whole, size = macs(made), counts(find(made)).parameters
+    for options in ({"macs": 0.5}, {"parameters": 0.3}):
+        after = PruneChannels(**options, scope=scope).call(clone(made), Context()).model
+        share = macs(after) / whole if "macs" in options else counts(find(after)).parameters / size
+        assert 0.8 * next(iter(options.values())) < share <= next(iter(options.values()))
+
+
+def test_multiply_accumulates_are_those_counted_by_hand() -> None:
+    made = models.model(CHAIN)
+    assert macs(made) == 36 * (3 * 9 * 16 + 16 * 9 * 8 + 8 * 4)
+    assert counts(find(made)).parameters == 3 * 9 * 16 + 16 + 16 * 9 * 8 + 8 * 4
+
+
+def test_what_stays_of_a_layer_is_a_multiple() -> None:
+    result = PruneChannels(ratio=0.6, multiple_of=4).call(models.model(CHAIN), Context())
+    assert shapes(result) == {"a": [8, 3, 3, 3], "d": [8], "b": [4, 8, 3, 3], "c": [4, 4, 1, 1]}
+
+
+def test_one_ranking_takes_more_of_a_layer_with_many_small_weights() -> None:
+    made = models.model(CHAIN)
+    value = made.graph.initializers["a"]
+    assert value.const_value is not None
+    weight = value.const_value.numpy().copy()
+    weight[:12] *= 0.01
+    value.const_value = ir.tensor(weight, name="a")
+    result = PruneChannels(ratio=0.5, scope="global").call(made, Context())
+    assert shapes(result)["a"][0] == 4
+    assert shapes(result)["b"][0] == 8
+
+
+@pytest.mark.parametrize("name", ["lenet5_digits", "depthwise_digits", "residual_digits"])
+def test_a_repair_brings_the_outputs_back_towards_those_of_the_whole_model(name: str) -> None:
+    made = load(TESTDATA / f"{name}.onnx")
+    runtime = runtimes()["onnxruntime"].make()
+    context = Context(calibration=load_data(TESTDATA / "digits_calib.npz", made), runtime=runtime)
+    test = load_data(TESTDATA / "digits_test.npz", made, batch=64)
+    found = []
+    for kind in ("none", "bias", "least-squares"):
+        after = PruneChannels(ratio=0.25, repair=kind).call(clone(made), context).model
+        found.append(compare(runtime.prepare(made), runtime.prepare(after), test).snr)
+    assert found[0] < found[1] < found[2]
+    assert found[2] > found[0] + 3
+
+
+TWINS = """net (float[N,3,7,7] x) => (float[N,4,%d,%d] y)
+<float[4,3,1,1] a, float[5,4,3,2] b = {}, float[4,5,1,1] c = {}>
+{ [a] p = Conv(x, a) [b] q = Conv<pads=[%d,%d,%d,%d],strides=[2,1],dilations=[1,2]>(p, b)
+  [c] y = Conv(q, c) }"""
+
+
+@pytest.mark.parametrize("pads", [[0, 0, 0, 0], [1, 2, 0, 1]])
+def test_a_fit_lets_a_twin_do_the_work_of_a_removed_channel(pads: list[int]) -> None:
+    sizes = ((7 + pads[0] + pads[2] - 3) // 2 + 1, 5 + pads[1] + pads[3])
+    filters = np.float32([[0.1, 0.2, 0.3], [0, 3, -1], [0.1, 0.2, 0.3], [4, 1, 2]])
+    made = models.model(TWINS % (*sizes, *pads), {"a": filters.reshape(4, 3, 1, 1)})
+    images = np.random.default_rng(2).standard_normal((40, 3, 7, 7)).astype(np.float32)
+    data, runtime = load_data({"x": images}, made), runtimes()["onnxruntime"].make()
+    context = Context(calibration=data, runtime=runtime)
+    found = {}
+    for kind in ("none", "least-squares"):
+        after = PruneChannels(ratio=0.25, exclude="c", repair=kind).call(clone(made), context)
+        assert shapes(after)["a"][0] == 3
+        found[kind] = compare(runtime.prepare(made), runtime.prepare(after.model), data).snr
+    assert found["none"] < 30
+    assert found["least-squares"] > 40
