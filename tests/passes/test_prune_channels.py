@@ -185,3 +185,17 @@ def test_a_fit_lets_a_twin_do_the_work_of_a_removed_channel(pads: list[int]) -> 
         found[kind] = compare(runtime.prepare(made), runtime.prepare(after.model), data).snr
     assert found["none"] < 30
     assert found["least-squares"] > 40
+
+
+def test_of_attention_whole_heads_go() -> None:
+    made = load(TESTDATA / "transformer_digits.onnx")
+    _, records = masking.pruned_and_masked(made)
+    gone = {
+        each.layer.split("/")[-2]: each.numbers.get("outputs_removed") for each in records if each.changed
+    }
+    heads = masking.numbers(str(gone["query"]))
+    assert gone["query"] == gone["key"] == gone["value"]
+    assert len(heads) == 32
+    assert {head // 16 for head in heads} == {heads[0] // 16, heads[-1] // 16}
+    left = [each for each in records if "LayerNormalization" in each.what + str(each.numbers)]
+    assert left
