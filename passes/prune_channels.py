@@ -95,7 +95,7 @@ class PruneChannels(Pass):
         """Return the score of each unit, float64 [units]."""
         if self.score == "random":
             return np.random.default_rng(context.seed).random(channels.units.count)
-        if self.score not in ("activation", "energy"):
+        if self.score in ("l1", "l2", "batchnorm"):
             return score_weights(channels, self.score, self.reduce)
         data, runtime = self.calibration(context, f"score={self.score}")
         return score_activations(channels, data, runtime, self.score, self.reduce)

@@ -25,7 +25,8 @@ Feeds = Mapping[str, np.ndarray]
 Places = tuple[np.ndarray, ...]
 REPAIRS = ("none", "bias", "least-squares")
 SAMPLES = 256  # of the calibration data that a repair looks at
-POSITIONS = 32  # of each sample of a convolution that a fit looks at
+POSITIONS = 32  # of each sample of a convolution that a repair looks at, at least
+EQUATIONS = 16  # for each weight that a fit finds
 RIDGE = 1e-3  # how strongly a fit holds on to the weights there are, relative to the inputs' mean square
 BATCH = 32  # samples a run takes where the model leaves their number open
 
@@ -137,6 +138,7 @@ class _Sample:
 def _targets(layers: Sequence[Aim], feeds: Sequence[Feeds], whole: Runnable, seed: int) -> list[_Target]:
     """Return what each whole layer computes at random positions, in one pass over the feeds."""
     draw = np.random.default_rng(seed)
+    samples = sum(len(next(iter(feed.values()))) for feed in feeds)
     found = [_Target([], []) for _ in layers]
     for feed in feeds:
         made = whole.run(feed)
@@ -144,7 +146,9 @@ def _targets(layers: Sequence[Aim], feeds: Sequence[Feeds], whole: Runnable, see
             array = made[aim.names[1]]
             axis = _axis(aim, array)
             array = array if aim.kept is None else array.take(aim.kept, axis)
-            target.places.append(_positions(array, axis, draw))
+            unknown = aim.layer.size // array.shape[axis] if aim.fewer_inputs else 0
+            count = max(POSITIONS, EQUATIONS * unknown // max(samples, 1))
+            target.places.append(_positions(array, axis, count, draw))
             target.values.append(_at(array, axis, target.places[-1]))
     return found
 
@@ -183,14 +187,14 @@ def fits(layer: Layer) -> bool:
     return len(layer.shape) == 2
 
 
-def _positions(array: np.ndarray, axis: int, draw: np.random.Generator) -> Places:
-    """Return indices along all axes but `axis`: of a convolution's output some, of a matrix all."""
+def _positions(array: np.ndarray, axis: int, wanted: int, draw: np.random.Generator) -> Places:
+    """Return indices along all axes but `axis`: `wanted` of each sample of a convolution, of a matrix all."""
     sizes = [size for place, size in enumerate(array.shape) if place != axis]
     count = int(np.prod(sizes))
     if axis == array.ndim - 1 and array.ndim == 2:
         flat = np.arange(count)
     else:
-        flat = np.sort(draw.choice(count, min(count, POSITIONS * array.shape[0]), replace=False))
+        flat = np.sort(draw.choice(count, min(count, wanted * array.shape[0]), replace=False))
     return np.unravel_index(flat, sizes)
 
 

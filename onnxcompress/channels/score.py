@@ -12,8 +12,9 @@ from onnxcompress.channels.find import Channels
 from onnxcompress.channels.flow import Ride
 from onnxcompress.layers import finite
 
-SCORES = ("l1", "l2", "batchnorm", "random", "activation", "energy")
+SCORES = ("l1", "l2", "batchnorm", "random", "activation", "energy", "residual")
 REDUCTIONS = ("mean", "max", "sum")
+MOST_TOGETHER = 4096  # channels whose products with one another are summed up
 Feeds = Iterable[Mapping[str, np.ndarray]]
 
 
@@ -44,29 +45,61 @@ def score_activations(
     """Return for each unit what its channels carry where layers read them, float64 [units].
 
     "activation" is the mean magnitude; "energy" the mean square times the squared norm of the weights that
-    read it: how much the outputs of the readers would change. Source: Luo et al., ThiNet, ICCV 2017.
+    read it: how much the outputs of the readers would change; "residual" the same of what the other channels
+    can't make up for. Source: Luo et al., ThiNet, ICCV 2017; Hassibi and Stork, Optimal Brain Surgeon, 1992.
     """
-    flow = channels.flow
-    names = {ride: name for ride in flow.rides.values() if (name := _feeds(ride)) is not None}
-    power = 1 if kind == "activation" else 2
+    names = {ride: name for ride in channels.flow.rides.values() if (name := _feeds(ride)) is not None}
     if not names:
         return np.zeros(channels.units.count)
-    totals: dict[str, np.ndarray] = {}
+    statistics: dict[str, _Moments] = {}
     runnable = runtime.prepare(channels.model, outputs=list(dict.fromkeys(names.values())))
-    count = 0
     for feed in data:
-        count += 1
         for name, array in runnable.run(feed).items():
-            axis = _axis(channels, name)
-            rest = tuple(each for each in range(array.ndim) if each != axis)
-            mean = np.mean(np.abs(array, dtype=np.float64) ** power, axis=rest)
-            totals[name] = totals.get(name, 0) + mean
+            values = np.moveaxis(array, _axis(channels, name), -1)
+            values = values.reshape(-1, values.shape[-1])
+            together = kind == "residual" and values.shape[1] <= MOST_TOGETHER
+            statistics.setdefault(name, _Moments(values.shape[1], together)).add(values)
     found = []
     for ride, name in names.items():
-        carried = totals[name] / max(count, 1)
-        weights = norms(channels, ride, "l2").reshape(-1) ** 2 if kind == "energy" else 1.0
+        carried = getattr(statistics[name], kind)()
+        weights = 1.0 if kind == "activation" else norms(channels, ride, "l2").reshape(-1) ** 2
         found.append((ride, (carried * weights).reshape(ride.labels.shape)))
     return np.asarray(np.nan_to_num(_collect(channels, found, reduce)))
+
+
+class _Moments:
+    """Running sums over the values of `size` channels; with `together`, of their products as well."""
+
+    def __init__(self, size: int, together: bool) -> None:
+        self.count = 0
+        self.sum, self.magnitude, self.square = np.zeros((3, size))
+        self.products = np.zeros((size, size)) if together else None
+
+    def add(self, values: np.ndarray) -> None:
+        """Take in `values` [any number, size]."""
+        self.count += len(values)
+        self.sum += values.sum(axis=0, dtype=np.float64)
+        self.magnitude += np.abs(values).sum(axis=0, dtype=np.float64)
+        self.square += np.einsum("nc,nc->c", values, values, dtype=np.float64)
+        if self.products is not None:
+            self.products += values.T @ values
+
+    def activation(self) -> np.ndarray:
+        """Return the mean magnitudes, [size]."""
+        return np.asarray(self.magnitude / max(self.count, 1))
+
+    def energy(self) -> np.ndarray:
+        """Return the mean squares, [size]."""
+        return np.asarray(self.square / max(self.count, 1))
+
+    def residual(self) -> np.ndarray:
+        """Return the mean square of what the other channels and a constant leave of each, [size]."""
+        mean = self.sum / max(self.count, 1)
+        if self.products is None:
+            return np.asarray(self.energy() - mean**2)
+        covariance = self.products / max(self.count, 1) - np.outer(mean, mean)
+        covariance[np.diag_indices_from(covariance)] += 1e-4 * np.trace(covariance) / len(mean) + 1e-30
+        return np.asarray(1 / np.diag(np.linalg.inv(covariance)))
 
 
 def _feeds(ride: Ride) -> str | None:

@@ -101,7 +101,7 @@ def test_masks_alone_compute_the_same_as_the_removal() -> None:
     assert np.abs(one - other).max() <= 1e-4 * np.abs(one).max()
 
 
-@pytest.mark.parametrize("score", ["activation", "energy"])
+@pytest.mark.parametrize("score", ["activation", "energy", "residual"])
 def test_scores_of_activations_need_calibration_data(score: str) -> None:
     with pytest.raises(UsageError, match=f"score={score} needs calibration data"):
         PruneChannels(score=score).call(models.model(CHAIN), Context())
@@ -199,3 +199,26 @@ def test_of_attention_whole_heads_go() -> None:
     assert {head // 16 for head in heads} == {heads[0] // 16, heads[-1] // 16}
     left = [each for each in records if "LayerNormalization" in each.what + str(each.numbers)]
     assert left
+
+
+@pytest.mark.parametrize(
+    ("score", "gone"), [("activation", [2]), ("energy", [3]), ("residual", [0]), ("batchnorm", [2])]
+)
+def test_scores_see_what_they_say(score: str, gone: list[int]) -> None:
+    made = models.model(
+        """net (float[N,4] x) => (float[N,3] y) <float[4,4] a, float[4,3] b>
+        { [a] p = MatMul(x, a) [b] y = MatMul(p, b) }""",
+        {
+            "a": np.diag(np.float32([1, 2, 0.5, 1.5]))
+            + np.float32([[0, 2, 0, 0], [0] * 4, [0] * 4, [0] * 4]),
+            "b": np.float32([[0.5, 0.5, 0.5], [1, 1, 1], [2, 2, 2], [0.3, 0.3, 0.3]]),
+        },
+    )
+    draw = np.random.default_rng(4)
+    images = draw.standard_normal((50, 4)).astype(np.float32)
+    images[:, 1] *= 0.05  # so that the second channel is nearly twice the first
+    runtime = runtimes()["onnxruntime"].make()
+    context = Context(calibration=load_data({"x": images}, made), runtime=runtime)
+    result = PruneChannels(ratio=0.25, score=score).call(made, context)
+    (record,) = [each for each in result.records if each.layer == "a"]
+    assert masking.numbers(str(record.numbers["outputs_removed"])) == gone
