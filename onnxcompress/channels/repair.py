@@ -26,9 +26,9 @@ Places = tuple[np.ndarray, ...]
 REPAIRS = ("none", "bias", "least-squares")
 SAMPLES = 256  # of the calibration data that a repair looks at
 POSITIONS = 32  # of each sample of a convolution that a repair looks at, at least
-EQUATIONS = 16  # for each weight that a fit finds
-RIDGE = 1e-3  # how strongly a fit holds on to the weights there are, relative to the inputs' mean square
-ROUNDS = 5  # of a fit before a Relu
+EQUATIONS = 32  # for each weight that a fit finds
+RIDGE = 3e-4  # how strongly a fit holds on to the weights there are, relative to the inputs' mean square
+ROUNDS = 20  # of a fit before a Relu
 BATCH = 32  # samples a run takes where the model leaves their number open
 
 
