@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from onnxcompress.base import Context, Effect, Need, Pass, Result, Runtime, option
 from onnxcompress.channels import Channels, Plan, find, record
-from onnxcompress.channels.counts import counts
+from onnxcompress.channels.counts import Counts, counts
 from onnxcompress.channels.mask import mask
 from onnxcompress.channels.repair import REPAIRS, aims, repair
 from onnxcompress.channels.score import REDUCTIONS, SCORES, score_activations, score_weights
@@ -65,6 +65,8 @@ class PruneChannels(Pass):
     def call(self, model: ir.Model, context: Context) -> Result:
         """Prune `model` in place."""
         result = Result(model)
+        if self.repair != "none":
+            self.calibration(context, f"repair={self.repair}")
         channels = find(model, context, self.exclude)
         score = self.scores(channels, context)
         plan = self.planned(channels, score)
@@ -104,20 +106,16 @@ class PruneChannels(Pass):
         """Return what to remove: by the ratio, or by the smallest one that keeps within the budgets."""
         if not self.macs and not self.parameters:
             return self.removal(channels, score, self.ratio)
-        whole = counts(channels)
-        low, high = 0.0, 1.0
-        best = self.removal(channels, score, high)
+        whole, low, high = counts(channels), 0.0, 1.0
+        most = Counts((self.parameters or 1) * whole.parameters, (self.macs or 1) * whole.macs)
         for _ in range(STEPS):
             middle = (low + high) / 2
-            plan = self.removal(channels, score, middle)
-            left = counts(channels, plan)
-            if left.macs <= (self.macs or 1) * whole.macs and left.parameters <= (
-                (self.parameters or 1) * whole.parameters
-            ):
-                best, high = plan, middle
+            left = counts(channels, self.removal(channels, score, middle))
+            if left.macs <= most.macs and left.parameters <= most.parameters:
+                high = middle
             else:
                 low = middle
-        return best
+        return self.removal(channels, score, high)
 
     def removal(self, channels: Channels, score: np.ndarray, ratio: float) -> Plan:
         """Return how to remove the share `ratio` of the channels."""
@@ -125,6 +123,7 @@ class PruneChannels(Pass):
         def choose(units: Units) -> np.ndarray:
             return units.choose(score, self.shares(units, score, ratio), self.multiple_of)
 
+        channels.units = Units(channels.flow)  # what an earlier plan gave up may work now
         return channels.plan(choose)
 
     def shares(self, units: Units, score: np.ndarray, ratio: float) -> np.ndarray:

@@ -15,8 +15,8 @@ _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 class Counts(NamedTuple):
     """Elements of the constants that layers read, and multiply-accumulates of one run of the example."""
 
-    parameters: int
-    macs: int
+    parameters: float
+    macs: float
 
 
 def counts(channels: Channels, plan: Plan | None = None) -> Counts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -48,7 +49,7 @@ class Channels:
         while True:
             stay = choose(self.units)
             try:
-                removal, cuts = plan(self.flow, stay[self.units.of], self._walk)
+                removal, cuts = plan(self.flow, stay[self.units.of], partial(walk, self.model))
                 spellable(removal)
             except TangledError as error:
                 self._give_up(stay, error)
@@ -62,11 +63,6 @@ class Channels:
     def hidden(self) -> list[Layer]:
         """Return the layers inside bodies and functions, which no label reaches."""
         return [layer for layer in layers(self.model, Context()) if layer.node.graph is not self.model.graph]
-
-    def _walk(self, flow: Flow) -> None:
-        flow.walk(self.model.graph, RULES, otherwise)
-        for value in self.model.graph.outputs:
-            flow.freeze(flow.labels(value), None, f"graph output {value.name}")
 
     def _give_up(self, stay: np.ndarray, error: TangledError) -> None:
         """Freeze the families, a unit of which goes, that meet at the node of `error`."""
@@ -92,13 +88,17 @@ def find(
     the dimensions that the model leaves open.
     """
     flow = Flow(Example(model, shapes or {}), _refusals(model, context or Context(), exclude))
-    made = Channels.__new__(Channels)
-    made.model, made.flow = model, flow
     for value in model.graph.inputs:
         flow.keep(value, f"graph input {value.name}")
-    made._walk(flow)
-    made.units = Units(flow)
-    return made
+    walk(model, flow)
+    return Channels(model, flow)
+
+
+def walk(model: ir.Model, flow: Flow) -> None:
+    """Let `flow` pass through the main graph of `model`, whose inputs have their labels."""
+    flow.walk(model.graph, RULES, otherwise)
+    for value in model.graph.outputs:
+        flow.freeze(flow.labels(value), None, f"graph output {value.name}")
 
 
 def _refusals(model: ir.Model, context: Context, exclude: str) -> dict[ir.Node, str]:

@@ -222,3 +222,10 @@ def test_scores_see_what_they_say(score: str, gone: list[int]) -> None:
     result = PruneChannels(ratio=0.25, score=score).call(made, context)
     (record,) = [each for each in result.records if each.layer == "a"]
     assert masking.numbers(str(record.numbers["outputs_removed"])) == gone
+
+
+def test_a_repair_without_calibration_data_is_refused_before_anything_changes() -> None:
+    made = models.model(CHAIN)
+    with pytest.raises(UsageError, match="repair=bias needs calibration data"):
+        PruneChannels(repair="bias").call(made, Context())
+    assert list(made.graph.initializers["a"].shape or ()) == [16, 3, 3, 3]
