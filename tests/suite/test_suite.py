@@ -20,7 +20,7 @@ MODELS = sorted(path.stem for path in TESTDATA.glob("*.onnx"))
 # Without retraining, compact networks lose more than bounds can tell from a fault at the default sparsity.
 OPTIONS: dict[str, dict[str, object]] = {
     "prune": {"sparsity": 0.2},
-    "prune-channels": {"ratio": 0.1, "score": "energy", "repair": "least-squares"},
+    "prune-channels": {"ratio": 0.05, "score": "energy", "repair": "least-squares"},
 }
 # What a lossy pass may do: signal-to-noise ratio of the logits in dB, at least, and how much of
 # the accuracy on the held-out digits, in points, may go.
