@@ -274,6 +274,28 @@ def inspect(source: str) -> None:
     terminal().print(ledger_table(ledger(source)))
 
 
+@cli.command()
+@click.argument("source", metavar="MODEL.onnx")
+@click.option(
+    "--input-shape",
+    "shapes",
+    type=Shape(),
+    multiple=True,
+    help="Shape of an input, where the model leaves it open.",
+)
+def channels(source: str, shapes: Sequence[tuple[str, tuple[int, ...]]]) -> None:
+    """Print which channels live or die together, and why some must stay."""
+    from onnxcompress.channels import find, spans
+    from onnxcompress.data.inputs import inputs_of
+    from onnxcompress.model import load
+    from onnxcompress.report import channels_table
+
+    model = load(source)
+    given = {name: each.dims or () for name, each in inputs_of(model, dict(shapes)).items()}
+    found = find(model, shapes=given)
+    terminal().print(channels_table(spans(found), len(found.hidden())))
+
+
 @contextmanager
 def opened(models: Sequence[str], options: dict[str, Any]) -> Iterator[tuple[list[Any], Data, Any, Any]]:
     """Yield the models made ready to run, the data they run on, the tolerance, and the labels where known."""

@@ -26,7 +26,7 @@ _POSITIONS = {
     "Gather": (0,),
 }
 _NEVER_ACTIVATIONS = ("Conv", "ConvTranspose", "LSTM", "GRU", "RNN")  # others multiply activations, too
-_RANDOM = (
+RANDOM = (
     "Bernoulli",
     "Dropout",
     "Multinomial",
@@ -256,7 +256,7 @@ def _computed(node: ir.Node, computed: Mapping[ir.Value, _Origin]) -> _Origin | 
         if constant(node.outputs[0]) is not None or node.attributes[name].is_ref():
             return None
         return _Origin(ir.DataType.FLOAT if name.startswith("value_float") else kind)
-    if node.op_type in _RANDOM or any(each.type in _BODIES for each in node.attributes.values()):
+    if node.op_type in RANDOM or any(each.type in _BODIES for each in node.attributes.values()):
         return None
     origins = []
     for value in node.inputs:

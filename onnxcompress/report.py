@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from onnxcompress.verify import Comparison
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from onnxcompress.channels import Span
     from onnxcompress.formats.unpack import Row
 
 SCHEMA = 1
@@ -192,6 +193,25 @@ def ledger_table(rows: Sequence[Row]) -> RenderableType:
         table.add_row(Text(row.name), Text(row.format), f"{row.bytes:,}", f"{row.bytes / total:.1%}")
     table.add_section()
     table.add_row("all", "", f"{total:,}", "")
+    return table
+
+
+def channels_table(rows: Iterable[Span], hidden: int) -> RenderableType:
+    """Return what `channels` prints: units by the layers they span; `hidden` layers are out of reach."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("made by", "read by", "units", "channels", "stays because")
+    for column in table.columns[:2]:
+        column.overflow = "fold"
+    for column in table.columns[2:4]:
+        column.justify = "right"
+    for row in rows:
+        made, read = ("\n".join(names) for names in (row.made_by, row.read_by))
+        table.add_row(Text(made), Text(read), f"{row.units:,}", f"{row.channels:,}", Text(row.reason or ""))
+    if hidden:
+        table.add_section()
+        table.add_row(f"{hidden} layers", "", "", "", "inside a body or a function")
     return table
 
 

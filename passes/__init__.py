@@ -5,11 +5,24 @@ from onnxcompress.passes.encode import Encode
 from onnxcompress.passes.factorise import Factorise
 from onnxcompress.passes.fuse import Fuse
 from onnxcompress.passes.prune import Prune
+from onnxcompress.passes.prune_channels import PruneChannels
 from onnxcompress.passes.quant import Quant
+from onnxcompress.passes.remove_masked import RemoveMasked
 from onnxcompress.passes.shrink_kernels import ShrinkKernels
 from onnxcompress.passes.simplify import Simplify
 
-BUILT_IN = (Simplify, Fuse, Prune, Factorise, ShrinkKernels, Cluster, Quant, Encode)
+BUILT_IN = (
+    Simplify,
+    Fuse,
+    RemoveMasked,
+    Prune,
+    PruneChannels,
+    Factorise,
+    ShrinkKernels,
+    Cluster,
+    Quant,
+    Encode,
+)
 
 __all__ = [
     "BUILT_IN",
@@ -18,7 +31,9 @@ __all__ = [
     "Factorise",
     "Fuse",
     "Prune",
+    "PruneChannels",
     "Quant",
+    "RemoveMasked",
     "ShrinkKernels",
     "Simplify",
 ]

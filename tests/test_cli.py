@@ -387,3 +387,18 @@ def test_what_is_written_in_line_has_no_functions_and_unpacks_bit_for_bit(
     assert said.startswith("onnxcompress: onnxcompress.calls: is no JSON")
     assert said.count("\n") == 1
     assert not plain.exists()
+
+
+# channels
+
+
+def test_channels_lists_units_with_the_layers_they_span_and_why_they_stay(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, said, _ = in_process(capsys, "channels", TESTDATA / "branch_digits.onnx")
+    assert code == 0
+    assert "stem.conv" in said
+    assert "read inside" in said
+    assert "inside a body" in said
+    code, said, _ = in_process(capsys, "channels", LENET, "--input-shape", "image:1,2,8,8")
+    assert code == 2

@@ -16,6 +16,7 @@ RANKS = [
     [
         *("layers", "edit", "quantize", "convolve", "cost", "linear", "fusion", "folding", "merging"),
         *("branches", "placement", "integer", "kmeans", "loss", "lowrank", "factors", "geometry", "chains"),
+        "channels",
     ],
     ["formats"],
     ["runtimes"],
@@ -26,7 +27,7 @@ RANKS = [
     ["cli"],
 ]
 PACKAGES = {"passes": ROOT / "passes", "runtimes": ROOT / "runtimes"} | {
-    name: ROOT / "onnxcompress" / name for name in ("data", "formats", "model")
+    name: ROOT / "onnxcompress" / name for name in ("channels", "data", "formats", "model")
 }
 
 

@@ -18,11 +18,16 @@ TESTDATA = Path(__file__).parent.parent.parent / "testdata"
 MODELS = sorted(path.stem for path in TESTDATA.glob("*.onnx"))
 
 # Without retraining, compact networks lose more than bounds can tell from a fault at the default sparsity.
-OPTIONS = {"prune": {"sparsity": 0.2}, "factorise": {"energy": 0.99}}
+OPTIONS: dict[str, dict[str, object]] = {
+    "prune": {"sparsity": 0.2},
+    "prune-channels": {"ratio": 0.05, "score": "energy", "repair": "least-squares"},
+    "factorise": {"energy": 0.99},
+}
 # What a lossy pass may do: signal-to-noise ratio of the logits in dB, at least, and how much of
 # the accuracy on the held-out digits, in points, may go.
 BOUNDS = {
     "prune": (10.0, 4.0),
+    "prune-channels": (6.0, 4.0),
     "factorise": (12.0, 2.0),
     "shrink-kernels": (20.0, 1.0),
     "cluster": (15.0, 2.0),
