@@ -27,6 +27,7 @@ KINDS = (
 )
 
 
+LARGE = 2**20  # elements
 COPIES = 2  # of the dense weights in memory, while onnxruntime loads them
 # words of `sparse_format` -> words of `format`
 SPARSE = {
@@ -82,13 +83,15 @@ class Encode(Pass):
         options: dict[Key, tuple[int, list[Way]]] = {}
         first: dict[object, Key] = {}
         tied: dict[Key, Key] = {}
-        for key, (value, tensor) in weights(model).items():
+        found = weights(model)
+        alike = Counter(form(tensor) for _, tensor in found.values())
+        for key, (value, tensor) in found.items():
             if reason := self.refusal(value, tensor, context):
                 result.left(key.name, reason)
                 continue
             weight = Weight(tensor.numpy())
             shared = home(value) is model.graph and "coo" not in (self.format, self.sparse_format)
-            owner = first.setdefault(weight.key, key) if shared else key
+            owner = first.setdefault(weight.key, key) if shared and alike[form(tensor)] > 1 else key
             if owner is key:
                 options[key] = weight.array.nbytes, self.ways(weight)
             else:
@@ -140,6 +143,8 @@ class Encode(Pass):
     def ways(self, weight: Weight) -> list[Way]:
         """Return the ways to store `weight` that may be the best."""
         automatic = {word for word, each in ENCODERS.items() if each.automatic}
+        if weight.bits.size >= LARGE and weight.codes is not None:
+            automatic -= {"affine", "logscale"}  # they could save the table of the values, and take long
         words = {self.format} if self.format != "auto" else automatic
         if self.sparse_format != "auto" and 2 * weight.zeros >= weight.bits.size:
             words = SPARSE[self.sparse_format]
@@ -152,6 +157,11 @@ class Encode(Pass):
             for way in ways(call, self.block, weigh)
         ]
         return found if weigh else promising(found)
+
+
+def form(tensor: ir.TensorProtocol) -> tuple[ir.DataType, tuple[int, ...]]:
+    """Return what tensors that are tied have in common without a look at their values."""
+    return tensor.dtype, tuple(tensor.shape.numpy())
 
 
 class Key(NamedTuple):

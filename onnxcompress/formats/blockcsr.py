@@ -14,6 +14,7 @@ from onnxcompress.formats.csr import stream
 from onnxcompress.formats.elements import Elements
 
 BLOCKS = ((1, 4), (1, 8), (1, 16), (4, 1), (8, 1), (16, 1), (2, 2), (4, 4), (8, 8))
+STRIPS = 16  # of 16 rows, by which most grids are told not to pay
 
 
 class BlockCSR(Format):
@@ -143,19 +144,38 @@ Grid = tuple[int, int, int, int]
 
 
 def smallest(weight: Weight) -> tuple[Grid, np.ndarray] | None:
-    """Return the grid that takes the fewest bytes, and the blocks to list; None where none pays."""
+    """Return the grid that takes the fewest bytes, as a sample of rows says, and the blocks to list.
+
+    None where it doesn't pay.
+    """
     rows, size = weight.shape[0], weight.bits.size
     columns = size // rows
-    least, found = (size + 2 * weight.positions.size) // 2, None
-    for r, c in BLOCKS:
-        if r > rows or c > columns:
-            continue
-        grid = (-(-rows // r), -(-columns // c), r, c)
-        own = weight.positions // columns // r * grid[1] + weight.positions % columns // c
-        listed = np.flatnonzero(np.bincount(own))
-        if listed.size * (r * c + 1) < least:
-            least, found = listed.size * (r * c + 1), (grid, listed)
-    return found
+    sample = strips(weight.positions, rows, columns)
+    grids = [(-(-rows // r), -(-columns // c), r, c) for r, c in BLOCKS if r <= rows and c <= columns]
+    costs = [len(listed(sample, columns, grid)) * (grid[2] * grid[3] + 1) for grid in grids]
+    if not grids:
+        return None
+    grid = grids[int(np.argmin(costs))]
+    blocks = listed(weight.positions, columns, grid)
+    bytes_ = blocks.size * (grid[2] * grid[3] + 1)
+    return (grid, blocks) if 2 * bytes_ < size + 2 * weight.positions.size else None
+
+
+def strips(positions: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """Return those of the flat, rising `positions` that are in 16 strips of 16 rows, or all of few."""
+    if rows <= 16 * STRIPS or positions.size < 65536:
+        return positions
+    first = np.arange(STRIPS) * (rows // STRIPS // 16 * 16)
+    edges = np.searchsorted(positions, np.stack([first, first + 16], axis=1) * columns)
+    return np.concatenate([positions[start:stop] for start, stop in edges])
+
+
+def listed(positions: np.ndarray, columns: int, grid: Grid) -> np.ndarray:
+    """Return the blocks that hold the elements at `positions`, row by row [count, int64]."""
+    row, column = np.divmod(positions.astype(np.int32), np.int32(columns))
+    row //= np.int32(grid[2])
+    column //= np.int32(grid[3])
+    return np.flatnonzero(np.bincount(row * np.int32(grid[1]) + column, minlength=1))
 
 
 def fits(grid: Grid, rows: int, size: int) -> bool:
