@@ -242,14 +242,17 @@ def test_infinite_activations_meet_the_zeros_of_the_whole_weight(value: float) -
     assert runnable.counts == {}
 
 
-def test_what_is_not_listed_must_be_zero() -> None:
+@pytest.mark.parametrize("numbered", [True, False])
+def test_what_is_not_listed_is_zero_or_has_a_number(numbered: bool) -> None:
     made = layer("MatMul", "x w", np.zeros((64, 48), np.float32))
-    inputs = np.arange(5, dtype=np.int32), np.arange(5, dtype=np.uint8), np.full((), 5, np.uint8)
-    call = Call("Scatter", inputs, {"shape": (64, 48)})
     table = np.array([1, 2, 3, 4, 5, 6], np.float32)
-    store(made, {made.graph.initializers["w"]: Call("Lookup", (call, table))}, {}, 32)
+    places, numbers = np.arange(5, dtype=np.int32), np.arange(6, dtype=np.uint8)
+    values = numbers if numbered else table
+    call = Call("Scatter", (places, values[:5], np.asarray(values[5])), {"shape": (64, 48)})
+    weight = Call("Lookup", (call, table)) if numbered else call
+    store(made, {made.graph.initializers["w"]: weight}, {}, 32)
     runnable = Interpreter().prepare(made)
-    assert runnable.expanded == {"w": "node (MatMul): what it doesn't list isn't zero"}
+    assert runnable.expanded == ({} if numbered else {"w": "node (MatMul): what it doesn't list isn't zero"})
     assert runnable.run({"x": np.ones((1, 64), np.float32)})["y"].sum() == 15 + 6 * (64 * 48 - 5)
 
 
