@@ -12,6 +12,7 @@ from onnxcompress.base import Context, Effect, Pass, Result, option
 from onnxcompress.edit import home
 from onnxcompress.formats import DOMAIN, ENCODERS, Weight
 from onnxcompress.formats.base import OLDEST
+from onnxcompress.formats.blockcsr import scattered
 from onnxcompress.formats.huffman import BLOCKS
 from onnxcompress.formats.storing import Way, choose, promising, store, ways
 from onnxcompress.layers import constant
@@ -145,6 +146,7 @@ class Encode(Pass):
         automatic = {word for word, each in ENCODERS.items() if each.automatic}
         if weight.bits.size >= LARGE and weight.codes is not None:
             automatic -= {"affine", "logscale"}  # they could save the table of the values, and take long
+            automatic -= {"block"} if scattered(weight) else set()
         words = {self.format} if self.format != "auto" else automatic
         if self.sparse_format != "auto" and 2 * weight.zeros >= weight.bits.size:
             words = SPARSE[self.sparse_format]

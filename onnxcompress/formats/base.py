@@ -46,7 +46,10 @@ class Symbols:
     def counts(self) -> np.ndarray:
         """How often each number occurs [256, int64]."""
         if self.known is None:
-            return np.bincount(self.values, minlength=256)
+            even = self.values.size // 2 * 2
+            pairs = np.bincount(self.values[:even].view(np.uint16), minlength=2**16).reshape(256, 256)
+            both: np.ndarray = pairs.sum(0) + pairs.sum(1)
+            return both + np.bincount(self.values[even:], minlength=256)
         return np.pad(self.known, (0, 256 - len(self.known)))
 
     @cached_property

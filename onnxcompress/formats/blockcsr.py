@@ -151,14 +151,28 @@ def smallest(weight: Weight) -> tuple[Grid, np.ndarray] | None:
     rows, size = weight.shape[0], weight.bits.size
     columns = size // rows
     sample = strips(weight.positions, rows, columns)
-    grids = [(-(-rows // r), -(-columns // c), r, c) for r, c in BLOCKS if r <= rows and c <= columns]
-    costs = [len(listed(sample, columns, grid)) * (grid[2] * grid[3] + 1) for grid in grids]
-    if not grids:
+    cost, grid = cheapest(sample, rows, columns)
+    if grid is None or cost * weight.positions.size > size * sample.size:
         return None
-    grid = grids[int(np.argmin(costs))]
     blocks = listed(weight.positions, columns, grid)
     bytes_ = blocks.size * (grid[2] * grid[3] + 1)
     return (grid, blocks) if 2 * bytes_ < size + 2 * weight.positions.size else None
+
+
+def scattered(weight: Weight) -> bool:
+    """Return whether, as a sample says, blocks take twice the bytes that elements by themselves do."""
+    if len(weight.shape) < 2 or not weight.positions.size:
+        return True
+    columns = weight.bits.size // weight.shape[0]
+    sample = strips(weight.positions, weight.shape[0], columns)
+    return cheapest(sample, weight.shape[0], columns)[0] > 4 * sample.size
+
+
+def cheapest(sample: np.ndarray, rows: int, columns: int) -> tuple[int, Grid | None]:
+    """Return the fewest bytes in which blocks hold the elements at the positions `sample`, and the grid."""
+    grids = [(-(-rows // r), -(-columns // c), r, c) for r, c in BLOCKS if r <= rows and c <= columns]
+    costs = [(len(listed(sample, columns, grid)) * (grid[2] * grid[3] + 1), grid) for grid in grids]
+    return min(costs, default=(0, None))
 
 
 def strips(positions: np.ndarray, rows: int, columns: int) -> np.ndarray:
