@@ -153,17 +153,38 @@ def choose(options: Mapping[_Key, tuple[int, Sequence[Way]]], memory: float | No
     """Return how to store each weight for which it pays; `options` are its dense bytes and ways.
 
     With `memory`, all of them together take at most as many bytes of it at load: memory gets a price in bytes
-    of the file, and the lowest at which they keep within it is found to a few percent.
+    of the file, the lowest at which they keep within it to a few percent; what is left then goes to the
+    largest weights, for ways that were too dear.
     """
     if memory is None:
         return _chosen(options, 0.0)
     prices = [0.0, *(2.0 ** np.arange(-20, 8, 0.125)).tolist()]
 
     def fits(price: float) -> bool:
-        return sum(way.memory for way in _chosen(options, price).values()) <= memory
+        return _memory_of(_chosen(options, price)) <= memory
 
     place = bisect.bisect_left(prices, True, key=fits)
-    return _chosen(options, prices[place]) if place < len(prices) else {}
+    chosen = _chosen(options, prices[place]) if place < len(prices) else {}
+    if place == 0:
+        return chosen
+    dearer = _chosen(options, prices[place - 1])
+    spent = dict(chosen)
+    for key in sorted(dearer, key=lambda each: -options[each][0]):
+        more = dearer[key].memory - (spent[key].memory if key in spent else 0)
+        if _memory_of(spent) + more <= memory:
+            spent[key] = dearer[key]
+    return min(chosen, spent, key=lambda each: _bytes_of(options, each))
+
+
+def _memory_of(chosen: Mapping[_Key, Way]) -> float:
+    return sum(way.memory for way in chosen.values())
+
+
+def _bytes_of(options: Mapping[_Key, tuple[int, Sequence[Way]]], chosen: Mapping[_Key, Way]) -> float:
+    """Return the bytes of all weights, of which those `chosen` are encoded, and of the functions."""
+    plain = sum(dense + TENSOR for key, (dense, _) in options.items() if key not in chosen)
+    used = {name for way in chosen.values() for name in way.names}
+    return plain + sum(way.bytes for way in chosen.values()) + sum(map(function_bytes, used))
 
 
 def _chosen(options: Mapping[_Key, tuple[int, Sequence[Way]]], price: float) -> dict[_Key, Way]:

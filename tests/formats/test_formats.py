@@ -112,8 +112,9 @@ def test_within_a_budget_of_memory_the_smallest_ways_are_chosen() -> None:
         return sorted(each.text for each in choose(options, memory).values())
 
     assert chosen(None) == chosen(32e6) == ["Codebook"] * 4
-    assert chosen(31e6) == ["Lookup"] * 4
-    assert chosen(3e6) == ["Scatter"] * 4
+    assert chosen(31e6) == ["Codebook"] * 3 + ["Lookup"]
+    assert chosen(7e6) == ["Lookup"] * 4
+    assert chosen(3e6) == ["Lookup"] * 3 + ["Scatter"]
     assert chosen(0) == ["Scatter"] * 4
 
 
