@@ -26,8 +26,8 @@ def test_what_is_encoded_decodes_to_the_same_bits(word: str, array: np.ndarray) 
             assert same(computed(way.make()), array)
 
 
-VERSIONS = [(name, 13, 64) for name in CASES] + [(name, 23, 128) for name in CASES]
-VERSIONS += [(name, 18, 32) for name in list(CASES)[::8]]
+VERSIONS = [(name, 13, 64) for name in CASES]
+VERSIONS += [(name, *more) for name in list(CASES)[::6] for more in ((18, 32), (23, 128))]
 
 
 @pytest.mark.parametrize(("name", "opset", "block"), VERSIONS)
@@ -191,7 +191,7 @@ def damaged(draw: st.DrawFn, expression: Expression) -> Expression:
     return array.reshape(1, -1) if change == "shaped" else array
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_damage_is_an_error_or_another_array_but_nothing_else(data: st.DataObject) -> None:
     text, way = data.draw(st.sampled_from(kept(data.draw(st.sampled_from(list(CASES))))))
@@ -204,7 +204,7 @@ def test_damage_is_an_error_or_another_array_but_nothing_else(data: st.DataObjec
         assert result.size <= 300 * (sum(each.size for each in leaves(broken)) + 64), text
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_damaged_streams_are_an_error_or_symbols(data: st.DataObject) -> None:
     streams = [
