@@ -44,28 +44,44 @@ class Points:
     """Numbers and their sums: `values` [n, ascending], and `sums` [n + 1, float64] of those before a rank.
 
     The sums have a constant added: they begin at the numbers around zero and go outwards, so that a few large
-    numbers take no digits from many small ones.
+    numbers take no digits from many small ones. Where numbers are of different importance, sums are of their
+    products with it, and `masses` [n + 1, float64] are its own sums.
     """
 
     values: np.ndarray
     sums: np.ndarray
+    masses: np.ndarray | None = None
+
+    def mass(self, ranks: np.ndarray) -> np.ndarray:
+        """Return the importance of all numbers before each of the `ranks`: how many there are, by default."""
+        return ranks if self.masses is None else self.masses[ranks]
 
 
-def codebook(weights: np.ndarray, limit: int, method: str = "linear", price: float = 1.0) -> Codebook:
+def codebook(
+    weights: np.ndarray,
+    limit: int,
+    method: str = "linear",
+    price: float = 1.0,
+    importance: np.ndarray | None = None,
+) -> Codebook:
     """Return values for `weights` [any shape, float, finite], at most `limit` of them, zero included.
 
     Zero is a value of its own where there are zeros, so that a sparse weight stays as sparse as it is.
     Weights of no more values than `limit` keep them. `method` is one of METHODS, see :func:`cuts`
-    for it and `price`.
+    for it and `price`. With `importance` [as weights, positive], squared errors count that much.
     """
-    numbers = np.sort(_exact(weights).reshape(-1))
+    numbers = _exact(weights).reshape(-1)
+    order = None if importance is None else np.argsort(numbers)
+    numbers = np.sort(numbers) if order is None else numbers[order]
+    held = None if importance is None else importance.reshape(-1)[order].astype(np.float64)
     first, last = np.searchsorted(numbers, 0.0), np.searchsorted(numbers, 0.0, side="right")
     zeros = int(last - first)
     if zeros:
         numbers = np.concatenate([numbers[:first], numbers[last:]])
+        held = None if held is None else np.concatenate([held[:first], held[last:]])
     room = limit - (zeros > 0)
     exact = np.count_nonzero(numbers[1:] != numbers[:-1]) < room
-    points = prefix_sums(numbers)
+    points = prefix_sums(numbers, None if held is None else held / (held.mean() if held.size else 1.0))
     edges = np.append(_starts(numbers), numbers.size) if exact else cuts(points, room, method, price)
     counts = np.append(np.diff(edges), [zeros] if zeros else np.empty(0, np.int64))
     shares = counts / max(1, counts.sum())
@@ -110,17 +126,19 @@ def cuts(points: Points, count: int, method: str = "linear", price: float = 1.0)
     return lloyd(points, centres)
 
 
-def prefix_sums(numbers: np.ndarray) -> Points:
-    """Return `numbers` [n, sorted, float32 or float64] with their sums."""
+def prefix_sums(numbers: np.ndarray, importance: np.ndarray | None = None) -> Points:
+    """Return `numbers` [n, sorted, float32 or float64] with their sums; `importance` [n, float64]."""
     middle = int(np.searchsorted(numbers, 0.0))
-    below = -np.cumsum(numbers[:middle][::-1], dtype=np.float64)[::-1]
-    above = np.cumsum(numbers[middle:], dtype=np.float64)
-    return Points(numbers, np.concatenate([below, [0.0], above]))
+    heavy = numbers if importance is None else numbers * importance
+    below = -np.cumsum(heavy[:middle][::-1], dtype=np.float64)[::-1]
+    above = np.cumsum(heavy[middle:], dtype=np.float64)
+    masses = None if importance is None else np.append(0.0, np.cumsum(importance))
+    return Points(numbers, np.concatenate([below, [0.0], above]), masses)
 
 
 def means(points: Points, edges: np.ndarray) -> np.ndarray:
     """Return the mean [k, float64] of each range of ranks between `edges` [k + 1]; none is empty."""
-    found = np.diff(points.sums[edges]) / np.diff(edges)
+    found = np.diff(points.sums[edges]) / np.diff(points.mass(edges))
     mean: np.ndarray = np.clip(found, points.values[edges[:-1]], points.values[edges[1:] - 1])
     return mean
 
@@ -159,71 +177,77 @@ def least(points: Points, count: int, price: float = 0.0) -> np.ndarray:
     2,048th of the range or holds more than that share of the numbers, equal ones apart.
     """
     ranks = _bins(points.values)
-    sums = points.sums[ranks]
-    sums = sums - ranks * ((sums[-1] - sums[0]) / ranks[-1])
+    sums, masses = points.sums[ranks], points.mass(ranks)
+    sums = sums - masses * ((sums[-1] - sums[0]) / masses[-1])
     sums /= np.abs(sums).max() or 1.0  # so that squares stay finite
-    found = best_cuts(ranks, sums, count)
+    bins = Bins(ranks, sums, masses)
+    found = best_cuts(bins, count)
     if price:
         every = np.arange(len(ranks))
-        error = np.sum(_gain(ranks, sums, every[:-1], every[1:]))
-        error -= np.sum(_gain(ranks, sums, found[:-1], found[1:]))
+        error = np.sum(_gain(bins, every[:-1], every[1:]))
+        error -= np.sum(_gain(bins, found[:-1], found[1:]))
         bit = price * 2 * np.log(2) * max(float(error), 0.0) / ranks[-1]
-        found = best_cuts(ranks, sums, count, bit)
+        found = best_cuts(bins, count, bit)
     cut: np.ndarray = ranks[found]
     return cut
 
 
-def best_cuts(ranks: np.ndarray, sums: np.ndarray, count: int, bit: float = 0.0) -> np.ndarray:
-    """Return where to cut bins into at most `count` clusters: [clusters + 1], from 0 to the number of bins.
+@dataclass(frozen=True)
+class Bins:
+    """Ranges of numbers: `ranks` [bins + 1] of their edges, and prefix `sums` and `masses` there."""
 
-    A bin holds the numbers from `ranks` [bins + 1] to the next one; `sums` [bins + 1] are prefix sums. `bit`
-    is what a bit of code costs. Dynamic programming over clusters: of those that end at a bin, the last
+    ranks: np.ndarray
+    sums: np.ndarray
+    masses: np.ndarray
+
+
+def best_cuts(bins: Bins, count: int, bit: float = 0.0) -> np.ndarray:
+    """Return where to cut `bins` into at most `count` clusters: [clusters + 1], from 0 to the number of bins.
+
+    `bit` is what a bit of code costs. Dynamic programming over clusters: of those that end at a bin, the last
     begins no earlier than that of those that end before it, so bins in the middle go first and halve the
     search for the others (with `bit` that is nearly always so, and the cuts nearly the best).
     """
-    bins = len(ranks) - 1
-    begins = [np.zeros(bins + 1, np.int64)]
-    most = _gain(ranks, sums, begins[0], np.arange(bins + 1), bit)
-    for _ in range(min(count, bins) - 1):
-        most, begin = _one_more(ranks, sums, bit, most)
+    size = len(bins.ranks) - 1
+    begins = [np.zeros(size + 1, np.int64)]
+    most = _gain(bins, begins[0], np.arange(size + 1), bit)
+    for _ in range(min(count, size) - 1):
+        most, begin = _one_more(bins, bit, most)
         begins.append(begin)
-    ends = [bins]
+    ends = [size]
     for begin in reversed(begins):
         ends.append(int(begin[ends[-1]]))
     return np.unique(ends)
 
 
-def _one_more(
-    ranks: np.ndarray, sums: np.ndarray, bit: float, most: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _one_more(bins: Bins, bit: float, most: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the gain [bins + 1] of one more cluster for the bins up to each, and where that cluster begins.
 
     `most` [bins + 1] is the gain without it. All bins at the same distance from solved ones go at once.
     """
-    bins = len(ranks) - 1
-    gains, begins = np.zeros(bins + 1), np.full(bins + 2, bins)
+    size = len(bins.ranks) - 1
+    gains, begins = np.zeros(size + 1), np.full(size + 2, size)
     begins[0] = 0
-    for level in range(bins.bit_length() - 1, -1, -1):
-        ends = np.arange(1 << level, bins + 1, 2 << level)
+    for level in range(size.bit_length() - 1, -1, -1):
+        ends = np.arange(1 << level, size + 1, 2 << level)
         low = begins[ends - (1 << level)]
-        high = np.minimum(begins[np.minimum(ends + (1 << level), bins + 1)], ends)
+        high = np.minimum(begins[np.minimum(ends + (1 << level), size + 1)], ends)
         tries = high - low + 1
         offsets = np.cumsum(tries) - tries
         begin = np.arange(tries.sum()) + np.repeat(low - offsets, tries)
         end = np.repeat(ends, tries)
-        gain = most[begin] + _gain(ranks, sums, begin, end, bit)
+        gain = most[begin] + _gain(bins, begin, end, bit)
         gains[ends] = np.maximum.reduceat(gain, offsets)
         best = np.flatnonzero(gain == gains[end])[::-1]
         begins[end[best]] = begin[best]
     return gains, begins[:-1]
 
 
-def _gain(
-    ranks: np.ndarray, sums: np.ndarray, begin: np.ndarray, end: np.ndarray, bit: float = 0.0
-) -> np.ndarray:
+def _gain(bins: Bins, begin: np.ndarray, end: np.ndarray, bit: float = 0.0) -> np.ndarray:
     """Return by how much a cluster of the bins from `begin` to `end` lowers the cost, up to a constant."""
-    held = np.maximum(ranks[end] - ranks[begin], 1)
-    gain: np.ndarray = (sums[end] - sums[begin]) ** 2 / held
+    mass = bins.masses[end] - bins.masses[begin]
+    gain: np.ndarray = (bins.sums[end] - bins.sums[begin]) ** 2 / np.where(mass > 0, mass, 1)
+    held = np.maximum(bins.ranks[end] - bins.ranks[begin], 1)
     return gain + bit * held * np.log2(held) if bit else gain
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,10 +10,14 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from onnxcompress.base import Context, Effect, Number, Pass, Record, Result, option
+from onnxcompress.base import Context, Effect, Need, Number, Pass, Record, Result, option
+from onnxcompress.errors import UsageError
+from onnxcompress.geometry import Geometry
 from onnxcompress.kmeans import METHODS, Codebook, codebook, shared
 from onnxcompress.layers import Layer, by_weight
 from onnxcompress.loss import decibels
+from onnxcompress.model import clone
+from onnxcompress.moments import second_moments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +40,18 @@ class Cluster(Pass):
     of files of the same size that are Huffman-coded afterwards, its own is the most accurate. ``price`` is
     what it lets a bit cost: at 1 as much as finer steps everywhere would cost for the same gain. Weights are
     read twice: for their codebook, and when they are written.
-    Source: Han et al., Deep Compression, ICLR 2016; the arithmetic's sources are those of kmeans.py.
+
+    With ``importance=inputs`` the error of a weight counts as much as the mean square of the input that it
+    multiplies, on calibration data: what is made least is the error of the layer's outputs, up to what inputs
+    have in common. This is for convolutions without groups and matrix products of the main graph; the weights
+    of other layers count the same.
+    Source: Han et al., Deep Compression, ICLR 2016; Choi et al., Towards the Limit of Network Quantization,
+    ICLR 2017 (importance); the arithmetic's sources are those of kmeans.py.
     """
 
     name: ClassVar[str] = "cluster"
     effect: ClassVar[Effect] = Effect.LOSSY
+    uses: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION, Need.RUNTIME})
 
     bits: int = option(
         5, "bits of a code: 2**bits values, zero included where there are zeros", within=(1, 8)
@@ -52,6 +64,11 @@ class Cluster(Pass):
         "what a bit of a weight's code costs with initialise=entropy: more gives smaller files",
         within=(0.0, 100.0),
     )
+    importance: str = option(
+        "equal",
+        "which errors count more: none, or those of inputs that are large",
+        choices=("equal", "inputs"),
+    )
     min_size: int = option(1024, "leave weights with fewer elements alone", within=(0, 2**62))
     exclude: str = option(
         "", "leave layers alone whose whole name matches this regular expression", pattern=True
@@ -60,23 +77,46 @@ class Cluster(Pass):
     def call(self, model: ir.Model, context: Context) -> Result:
         """Cluster the weights of `model` in place."""
         result = Result(model)
+        groups: list[list[Layer]] = []
         for readers, reason in by_weight(model, context, self.exclude):
             if reason is None and readers[0].size < self.min_size:
                 reason = "too small"
             if reason:
                 result.left_all(readers, reason)
             else:
-                self.cluster(readers, result)
+                groups.append(readers)
+        held = self.held(model, [readers[0] for readers in groups], context)
+        for readers in groups:
+            self.cluster(readers, held.get(readers[0]), result)
         return result
 
-    def cluster(self, readers: Sequence[Layer], result: Result) -> None:
+    def held(self, model: ir.Model, layers: Sequence[Layer], context: Context) -> dict[Layer, np.ndarray]:
+        """Return how much each weight of `layers` counts [as the weight], where that isn't the same."""
+        if self.importance == "equal":
+            return {}
+        if context.calibration is None or context.runtime is None:
+            raise UsageError(f"{self.name}: importance=inputs needs calibration data, none was given")
+        seen = {
+            layer: geometry
+            for layer in layers
+            if layer.node.graph is model.graph and multiplies(layer) and (geometry := Geometry.of(layer))
+        }
+        found: dict[Layer, np.ndarray] = {}
+        for moments in second_moments(clone(model), seen, context):
+            for layer, each in moments.items():
+                if each.inputs is not None:
+                    found[layer] = spread(np.diagonal(each.inputs), layer)
+        return found
+
+    def cluster(self, readers: Sequence[Layer], held: np.ndarray | None, result: Result) -> None:
         """Cluster the weight that `readers` share, unless its values are few already."""
         layer = readers[0]
         axes = () if self.scope == "tensor" else layer.channel_axes
         group = self.group if self.scope == "group" else 1
+        counts = itertools.repeat(None) if held is None else parts(held, axes, group)
         books = [
-            codebook(part, 2**self.bits, self.initialise, self.price)
-            for part in parts(layer.value(), axes, group)
+            codebook(part, 2**self.bits, self.initialise, self.price, count)
+            for part, count in zip(parts(layer.value(), axes, group), counts, strict=False)
         ]
         numbers = summary(books)
         if all(book.exact for book in books):
@@ -84,6 +124,23 @@ class Cluster(Pass):
             return
         share(layer, axes, group, books, result.changed(layer, "clustered", **numbers))
         result.left_all(readers[1:], f"tied to {layer.name}, done there")
+
+
+def multiplies(layer: Layer) -> bool:
+    """Return whether the inputs of `layer` are multiplied by its weight as rows by a matrix."""
+    if layer.position != 1 or layer.op not in ("Conv", "Gemm", "MatMul"):
+        return False
+    if layer.op == "MatMul" and len(layer.shape) != 2:
+        return False
+    attributes = layer.node.attributes
+    return attributes.get_int("group", 1) == 1 and attributes.get_int("transA", 0) == 0
+
+
+def spread(squares: np.ndarray, layer: Layer) -> np.ndarray:
+    """Return the mean squares of inputs [inputs * kernel] for each weight of `layer` [as the weight]."""
+    axis = layer.channel_axes[-1]
+    kept = [size for place, size in enumerate(layer.shape) if place != axis]
+    return np.broadcast_to(np.expand_dims(squares.reshape(kept), axis), layer.shape)
 
 
 def share(layer: Layer, axes: Sequence[int], group: int, books: Sequence[Codebook], record: Record) -> None:

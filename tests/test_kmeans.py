@@ -154,3 +154,30 @@ def test_the_same_weights_in_any_order_give_the_same_values() -> None:
         first, second = codebook(array, 16, method), codebook(array[::-1].reshape(30, 100), 16, method)
         np.testing.assert_array_equal(first.values, second.values)
         np.testing.assert_array_equal(first.boundaries, second.boundaries)
+
+
+def test_a_number_of_importance_n_counts_like_n_equal_numbers() -> None:
+    draw = np.random.default_rng(3)
+    numbers, times = draw.standard_normal(300), draw.integers(1, 6, 300)
+    weighted = codebook(numbers, 8, "optimal", importance=times.astype(np.float32))
+    repeated = codebook(np.repeat(numbers, times), 8, "optimal")
+    np.testing.assert_allclose(weighted.values, repeated.values)
+    np.testing.assert_array_equal(weighted.boundaries, repeated.boundaries)
+
+
+def test_what_is_important_is_kept_more_exactly() -> None:
+    numbers = np.random.default_rng(4).standard_normal(4000)
+    importance = np.where(numbers > 1, 100.0, 1.0)
+    for method in ("linear", "density", "optimal"):
+        plain, heavy = codebook(numbers, 8, method), codebook(numbers, 8, method, importance=importance)
+        errors = [(shared(numbers, book) - numbers) ** 2 for book in (plain, heavy)]
+        assert errors[1] @ importance < errors[0] @ importance, method
+
+
+def test_importance_leaves_zeros_zero() -> None:
+    draw = np.random.default_rng(5)
+    numbers = np.where(draw.random(1000) < 0.5, 0, draw.standard_normal(1000))
+    book = codebook(numbers, 16, importance=draw.random(1000) + 0.1)
+    result = shared(numbers, book)
+    np.testing.assert_array_equal(result == 0, numbers == 0)
+    assert book.count == 16

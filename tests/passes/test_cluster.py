@@ -219,3 +219,44 @@ def test_a_lenet_keeps_its_accuracy_at_five_bits_pruned_or_not(name: str, initia
         assert found.top1 is not None
         assert 100 * (found.top1[0] - found.top1[1]) <= 1.0
         assert found.snr >= 20.0
+
+
+LAYERS = {
+    "Conv": ("float[1, 6, 5, 5] x", "y = Conv(x, w)", (8, 6, 3, 3)),
+    "Gemm": ("float[20, 30] x", "y = Gemm(x, w)", (30, 16)),
+    "transposed": ("float[20, 30] x", "y = Gemm<transB=1>(x, w)", (16, 30)),
+    "MatMul": ("float[20, 30] x", "y = MatMul(x, w)", (30, 16)),
+}
+
+
+@pytest.mark.parametrize("kind", list(LAYERS))
+def test_errors_of_large_inputs_count_more(kind: str) -> None:
+    given, node, shape = LAYERS[kind]
+    draw = np.random.default_rng(1)
+    weight = draw.standard_normal(shape).astype(np.float32)
+    size = tuple(map(int, given[given.index("[") + 1 : given.index("]")].split(",")))
+    scales = np.geomspace(0.01, 10, size[1]).astype(np.float32).reshape(-1, *[1] * (len(size) - 2))
+    x = draw.standard_normal((64, *size)).astype(np.float32) * scales
+    text = f'<ir_version: 10, opset_import: ["": 17]> g ({given}) => (float[?] y) {{ {node} }}'
+    text = text.replace("float[?] y", "float y")
+    outputs = {}
+    for importance in ("none", "equal", "inputs"):
+        made = ir.from_onnx_text(text)
+        value = made.graph[0].inputs[1]
+        assert value is not None
+        value.const_value = ir.tensor(weight, name="w")
+        value.shape, value.dtype = ir.Shape(shape), ir.DataType.FLOAT
+        made.graph.initializers["w"] = value
+        engine = runtimes()["onnxruntime"]()
+        context = Context(calibration=load_data([{"x": each} for each in x], made), runtime=engine)
+        if importance != "none":
+            assert next(iter(run(made, context, bits=2, importance=importance, min_size=0).values())).changed
+        runnable = engine.prepare(made)
+        outputs[importance] = np.stack([runnable.run({"x": each})["y"] for each in x])
+    errors = {name: float(np.square(each - outputs["none"]).sum()) for name, each in outputs.items()}
+    assert errors["inputs"] < 0.95 * errors["equal"]
+
+
+def test_importance_of_inputs_needs_calibration_data() -> None:
+    with pytest.raises(UsageError, match="cluster: importance=inputs needs calibration data"):
+        run(model(), importance="inputs")
