@@ -122,7 +122,7 @@ def norms(channels: Channels, ride: Ride, kind: str) -> np.ndarray:
     value = ride.node.inputs[ride.place]
     assert value is not None
     weight = finite(channels.flow.example.content(value), value.name).astype(np.float64, copy=False)
-    if ride.role == "in" and len(ride.axes) > 1:  # each group reads channels of its own
+    if ride.role == "in" and ride.axes == (0, 1):  # each group reads channels of its own
         weight = weight.reshape(ride.labels.shape[0], -1, *weight.shape[1:])
         rest = (1, *range(3, weight.ndim))
     else:

@@ -161,3 +161,14 @@ def test_leaves_a_model_without_masks_alone() -> None:
 def test_leaves_excluded_layers_alone() -> None:
     made = convs(0, a=[1, 4])
     assert not RemoveMasked(exclude="b").call(made, Context()).modified
+
+
+@pytest.mark.parametrize(("op", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
+def test_hidden_units_that_nothing_blocks_stay(op: str, gates: int) -> None:
+    made = models.model(
+        f"""agraph (float[4, 1, 5] x) => (float[1, 1, 6] h) <float[1, {6 * gates}, 5] w = {{}},
+        float[1, {6 * gates}, 6] r = {{}}> {{ q, h = {op}<hidden_size=6>(x, w, r) }}"""
+    )
+    result = removed(made)
+    assert not result.modified
+    assert [record.what for record in result.records] == ["nothing is blocked"]
