@@ -221,8 +221,9 @@ def _joined(flow: Flow, found: Carried, node: ir.Node) -> np.ndarray | None:
         sizes = flow.shape(value)
         if value is None or sizes is None:
             return None
-        given = _given(flow, found, node, place)
-        parts.append(
-            np.broadcast_to(given, [sizes[axis] if each == axis else 1 for each in range(len(shape))])
-        )
+        target = [sizes[axis] if each == axis else 1 for each in range(len(shape))]
+        part = _even(_given(flow, found, node, place), target)
+        if part is None:
+            return None
+        parts.append(part)
     return np.concatenate(parts, axis)

@@ -172,3 +172,18 @@ def test_hidden_units_that_nothing_blocks_stay(op: str, gates: int) -> None:
     result = removed(made)
     assert not result.modified
     assert [record.what for record in result.records] == ["nothing is blocked"]
+
+
+def test_channels_joined_along_several_axes_stay() -> None:
+    made = models.model(
+        """agraph (float[1, 4, 3, 2] x, float[1, 6, 4] z) => (float[1, 12, 4] y)
+        <float[8, 4, 1, 1] w = {}, int64[3] s = {1, 6, 4}> {
+            a = Conv(x, w)
+            b = MaxPool<kernel_shape = [1, 2]>(a)
+            c = Transpose<perm = [0, 2, 3, 1]>(b)
+            d = Reshape(c, s)
+            e = Relu(z)
+            y = Concat<axis = 1>(d, e)
+        }"""
+    )
+    assert not removed(made).modified
