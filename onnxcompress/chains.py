@@ -13,6 +13,7 @@ from onnxcompress.edit import Edit, drop, home
 from onnxcompress.factors import Method, Ranks, Shape
 from onnxcompress.geometry import Cost, Geometry, Ints, Stage, cost
 from onnxcompress.layers import LINEAR, Layer, constant
+from onnxcompress.linear import follower
 
 
 @dataclass(frozen=True)
@@ -106,13 +107,8 @@ def is_factor(node: ir.Node) -> bool:
 
 def _reader(node: ir.Node) -> ir.Node | None:
     """Return the one node that reads the output of `node` as its first input, or None."""
-    output = node.outputs[0]
-    uses = output.uses()
-    if len(uses) != 1 or output.is_graph_output():
-        return None
-    (use,) = uses
-    reader: ir.Node = use.node
-    return reader if use.idx == 0 else None
+    reader = follower(node)
+    return reader if reader is not None and reader.inputs[0] is node.outputs[0] else None
 
 
 def _linear(node: ir.Node) -> bool:

@@ -10,6 +10,8 @@ import numpy as np
 from onnxcompress.errors import CompressError
 from onnxcompress.formats.base import Attributes, Call, Format, Symbols, number
 
+TAKEN = 26  # bytes of intermediate results that a number takes while it is unpacked
+
 
 class Unpack(Format):
     """Numbers of 1 to 8 bits, packed.
@@ -64,8 +66,8 @@ Unpack <k> (x) => (y) {
         return np.packbits(bits, axis=-1, bitorder="little").reshape(-1, 8)
 
     def memory(self, inputs: Sequence[np.ndarray], result: np.ndarray) -> int:
-        """Return 26 bytes for each number, and the regrouped bytes."""
-        return 26 * result.size + inputs[0].size
+        """Return what each number takes, and the regrouped bytes."""
+        return TAKEN * result.size + inputs[0].size
 
 
 class Digits(Format):

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcompress.edit import Edit, home
-from onnxcompress.formats import FORMATS, escape, huffman, packing
+from onnxcompress.formats import FORMATS, coding, escape, huffman, packing
 from onnxcompress.formats.base import DOMAIN, VERSION, Attributes, Call, Expression, Symbols
 from onnxcompress.layers import put_constant
 from onnxcompress.model import SparseTensor, opset
@@ -100,7 +100,7 @@ def _symbol_ways(symbols: Symbols, block: int, weigh: bool) -> Iterator[Way]:
     count, bits = symbols.values.size, max(1, (symbols.size - 1).bit_length())
     if bits < 8:
         size = -(-count // 8) * bits + CALL + TENSOR
-        memory = 28 * count
+        memory = (packing.TAKEN + 2) * count  # with the bytes, regrouped, and the numbers themselves
         yield Way(size, frozenset({"Unpack"}), partial(packing.unpacked, symbols), "Unpack", memory)
     several = packing.digits(symbols)
     if several is not None:
@@ -120,7 +120,7 @@ def _symbol_ways(symbols: Symbols, block: int, weigh: bool) -> Iterator[Way]:
 def _byte_ways(symbols: Symbols, block: int) -> Iterator[Way]:
     """Yield the ways to store `symbols` without a call of their own: as they are, and coded."""
     yield Way(symbols.values.size + TENSOR, frozenset(), lambda: symbols.values)
-    size = huffman.coded_bytes(symbols, block)
+    size = coding.coded_bytes(symbols, block)
     if size is not None:
         memory = huffman.memory(symbols.values.size, size, 1)
         yield Way(size, frozenset({f"Huffman{block}"}), lambda: symbols, f"Huffman{block}", memory)
@@ -318,7 +318,7 @@ def _decoder(
     names: _Names, graph: ir.Graph, streams: Sequence[Symbols], block: int, made: dict[int, ir.Value]
 ) -> list[ir.Node]:
     """Return the nodes that decode all `streams`; `made` gets the value of each by its id."""
-    packed = huffman.pack(streams, block)
+    packed = coding.pack(streams, block)
     inputs = [names.tensor(graph, array) for array in packed.inputs]
     node = names.node(f"Huffman{block}", inputs, packed.attributes)
     if len(streams) == 1:

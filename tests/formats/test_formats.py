@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxcompress.errors import CompressError
-from onnxcompress.formats import ENCODERS, FORMATS, Call, Symbols, Weight, escape, huffman, packing
+from onnxcompress.formats import ENCODERS, FORMATS, Call, Symbols, Weight, coding, escape, huffman, packing
 from onnxcompress.formats.base import Expression
 from onnxcompress.formats.storing import SPLIT, Way, choose, ways
 from onnxcompress.formats.unpack import unpack
@@ -124,7 +124,7 @@ def test_within_a_budget_of_memory_the_smallest_ways_are_chosen() -> None:
 )
 def test_streams_side_by_side_are_decoded(streams: list[list[int]], block: int) -> None:
     symbols = [Symbols(np.array(each, np.uint8)) for each in streams]
-    packed = huffman.pack(symbols, block)
+    packed = coding.pack(symbols, block)
     decoded = FORMATS[f"Huffman{block}"].decode(packed.inputs, packed.attributes)
     parts = np.split(decoded, np.cumsum(packed.sizes)[:-1], axis=1)
     assert sorted(packed.order) == list(range(len(streams)))
@@ -137,16 +137,16 @@ def test_similar_streams_share_a_code_and_others_do_not() -> None:
     draw = np.random.default_rng(0)
     shares = [(0.1, 3000), (0.7, 3000), (0.11, 500), (0.69, 500)]
     streams = [Symbols(draw.geometric(p, n).clip(1, 40).astype(np.uint8) - np.uint8(1)) for p, n in shares]
-    assert [members for members, _ in huffman.alike(streams)] == [[0, 2], [1, 3]]
-    apart = sum(huffman.coded_bytes(each, 64) or 0 for each in streams)
-    assert sum(each.nbytes for each in huffman.pack(streams, 64).inputs) < apart - 2 * huffman.LIMIT
+    assert [members for members, _ in coding.alike(streams)] == [[0, 2], [1, 3]]
+    apart = sum(coding.coded_bytes(each, 64) or 0 for each in streams)
+    assert sum(each.nbytes for each in coding.pack(streams, 64).inputs) < apart - 2 * coding.LIMIT
 
 
 @given(st.lists(st.integers(1, 10**6), min_size=2, max_size=256))
 def test_codes_are_as_short_as_can_be(counts: list[int]) -> None:
     ordered = np.sort(np.array(counts))
-    lengths = huffman.limited(ordered)
-    assert lengths.max() <= huffman.LIMIT
+    lengths = coding.limited(ordered)
+    assert lengths.max() <= coding.LIMIT
     assert (2.0**-lengths).sum() == 1
     assert (np.diff(lengths) <= 0).all()
     entropy = -(ordered / ordered.sum() * np.log2(ordered / ordered.sum())).sum()
@@ -155,12 +155,12 @@ def test_codes_are_as_short_as_can_be(counts: list[int]) -> None:
 
 
 def test_a_code_of_known_lengths() -> None:
-    np.testing.assert_array_equal(huffman.limited(np.array([1, 1, 2, 3, 5, 8])), [5, 5, 4, 3, 2, 1])
+    np.testing.assert_array_equal(coding.limited(np.array([1, 1, 2, 3, 5, 8])), [5, 5, 4, 3, 2, 1])
 
 
 def test_a_stream_of_equally_frequent_bytes_is_not_coded() -> None:
-    assert huffman.code(np.full(256, 7)) is None
-    assert huffman.coded_bytes(Symbols(np.arange(256, dtype=np.uint8)), 64) is None
+    assert coding.code(np.full(256, 7)) is None
+    assert coding.coded_bytes(Symbols(np.arange(256, dtype=np.uint8)), 64) is None
 
 
 def damaged(draw: st.DrawFn, expression: Expression) -> Expression:
@@ -211,7 +211,7 @@ def test_damaged_streams_are_an_error_or_symbols(data: st.DataObject) -> None:
         Symbols(np.random.default_rng(seed).geometric(0.1, 700).clip(0, 255).astype(np.uint8))
         for seed in range(3)
     ]
-    inputs, attributes, _, _ = huffman.pack(streams, 64)
+    inputs, attributes, _, _ = coding.pack(streams, 64)
     broken = damaged(data.draw, Call("Huffman64", tuple(inputs), attributes))  # type: ignore[arg-type]
     with np.errstate(invalid="ignore", over="ignore"):
         try:

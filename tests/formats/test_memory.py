@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 from encoded import computed, different, drawn, grouped, powers, scaled, signed
 
-from onnxcompress.formats import DOMAIN, ENCODERS, FORMATS, Call, Symbols, Weight, huffman
+from onnxcompress.formats import DOMAIN, ENCODERS, FORMATS, Call, Symbols, Weight, coding, huffman
 from onnxcompress.formats.base import VERSION, Expression
 from onnxcompress.formats.packing import digits, unpacked
 from onnxcompress.runtimes.interpreter import Interpreter
@@ -90,7 +90,7 @@ def test_memory_of_packed_numbers_is_what_the_nodes_make() -> None:
 @pytest.mark.parametrize("block", huffman.BLOCKS)
 def test_memory_of_huffman_codes_is_what_the_nodes_make(block: int) -> None:
     streams = [Symbols(drawn(seed, 60, 0.9, (100_000,), np.uint8)) for seed in range(3)]
-    inputs, attributes, _, _ = huffman.pack(streams, block)
+    inputs, attributes, _, _ = coding.pack(streams, block)
     real, stated = made(Call(f"Huffman{block}", tuple(inputs), attributes))
     assert abs(stated - real) < 0.1 * real + 4096, stated / real
 
