@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import gcd
 
 import numpy as np
 import onnx_ir as ir
@@ -77,6 +78,18 @@ class Units:
         return [Family(members[number], tuple(layers[number])) for number in sorted(layers)]
 
     @cached_property
+    def width(self) -> np.ndarray:
+        """How many channels of a layer that makes it a unit is, such as those of a head, int [units].
+
+        The greatest common divisor where layers differ; 0 for what stands for no channel.
+        """
+        found = np.zeros(self.count, np.int64)
+        for source in self.flow.sources:
+            units, counts = np.unique(self.of[source.start : source.stop], return_counts=True)
+            found[units] = np.gcd(found[units], counts)
+        return found
+
+    @cached_property
     def groups(self) -> list[list[np.ndarray]]:
         """What must stay equal: lists of blocks, each the units that have a channel in it (once for each)."""
         rows = []
@@ -102,13 +115,18 @@ class Units:
         return bool(len(np.unique(pairs[0])) == pairs.shape[1])
 
     def choose(
-        self, score: np.ndarray, share: np.ndarray, multiple: int = 1, allowed: np.ndarray | None = None
+        self,
+        score: np.ndarray,
+        share: np.ndarray,
+        multiple: Callable[[int], int] = lambda channels: 1,
+        allowed: np.ndarray | None = None,
     ) -> np.ndarray:
         """Return which units stay, bool [units]: those with the highest `score` [units].
 
         `share` [units] of each family goes, the same for all units of a family, as far as they are `allowed`
-        [units, bool] to and not frozen; what stays of one is a multiple of `multiple` where no groups must
-        stay equal. None loses all.
+        [units, bool] to and not frozen; of layers with so many channels, a `multiple` of that number of
+        channels stays where no groups must stay equal, and what such a step keeps too many is taken from the
+        layers after it, so that together they lose the share. None loses all.
         """
         free = ~self.frozen if allowed is None else allowed & ~self.frozen
         score = np.where(free, score, np.inf)
@@ -117,15 +135,26 @@ class Units:
         for cells, equations in self._systems():
             bound[np.concatenate(cells)] = True
             self._lessen(gone, cells, equations, score, share, free)
+        owed = 0.0  # what layers have kept too much, as a share of a layer
         for family in self.families:
             if bound[family.units].any():
                 continue
             total, most = len(family.units), int(free[family.units].sum())
-            stay = total - min(int(share[family.units[0]] * total + 1e-9), most)
-            stay = min(total, -(-max(stay, 1) // multiple) * multiple)
+            step, wanted = self._step(family, multiple), share[family.units[0]] * total
+            passed_on = 1 < step < total and wanted > 0
+            wanted += owed * total if passed_on else 0
+            stay = total - min(int(wanted + 1e-9), most)
+            stay = min(total, -(-max(stay, 1) // step) * step)
+            owed = min(max(wanted - (total - stay), 0), step) / total if passed_on else owed
             order = np.argsort(score[family.units], kind="stable")
             gone[family.units[order[: total - stay]]] = True
         return ~gone
+
+    def _step(self, family: Family, multiple: Callable[[int], int]) -> int:
+        """Return a multiple of how many units stays of `family`."""
+        width = int(np.gcd.reduce(self.width[family.units]))
+        wanted = multiple(len(family.units) * width)
+        return wanted // gcd(wanted, width)
 
     def _lessen(
         self,
