@@ -79,6 +79,21 @@ def test_never_removes_all_channels_of_a_layer() -> None:
     assert shapes(result) == {"a": [1, 3, 3, 3], "d": [1], "b": [1, 1, 3, 3], "c": [4, 1, 1, 1]}
 
 
+def test_no_layer_loses_all_where_another_is_wider_behind_a_pad() -> None:
+    draw = np.random.default_rng(5)
+    made = models.model(
+        """net (float[N,3,6,6] x) => (float[N,4,6,6] y)
+        <float[32,3,1,1] b = {}, float[4,32,1,1] c = {}, int64[8] pads = {0, 8, 0, 0, 0, 8, 0, 0}>
+        { [a] p = Conv(x, a) q = Pad(p, pads) [b] r = Conv(x, b) s = Add(q, r) [c] y = Conv(s, c) }""",
+        {"a": 0.01 * draw.standard_normal((16, 3, 1, 1)).astype(np.float32)},
+    )
+    for ratio, kept in ((0.25, [12, 24]), (0.5, [8, 16]), (0.75, [4, 8]), (1.0, [4, 4])):
+        after, _ = masking.pruned_and_masked(clone(made), {"ratio": ratio})
+        assert [after.graph.initializers[name].shape[0] for name in "ab"] == kept  # type: ignore[index]
+    after, _ = masking.pruned_and_masked(made, {"ratio": 1.0, "multiple_of": 1})
+    assert [after.graph.initializers[name].shape[0] for name in "ab"] == [1, 1]  # type: ignore[index]
+
+
 def test_leaves_excluded_layers_and_what_they_read_alone_and_says_so() -> None:
     result = PruneChannels(exclude="b").call(models.model(CHAIN), Context())
     assert shapes(result) == {"a": [16, 3, 3, 3], "d": [16], "b": [8, 16, 3, 3], "c": [4, 8, 1, 1]}
