@@ -103,6 +103,7 @@ def compress(
 
     `data` are calibration inputs and `evaluation` inputs with labels, in any form
     :func:`onnxcompress.data.load_data` takes; `shapes` gives inputs the shapes that the model leaves open.
+    `target` names the machine to compile for (:mod:`onnxcompress.target`; None: this one).
     `verify` is "each" (outputs compared after every pass; the default up to 500 MB of weights), "end" or
     "off". `exclude` are regular expressions of layers no pass may touch. `inline` writes the bodies of all
     functions in place of their calls, for engines that have no functions. `output` is written once all checks
@@ -179,7 +180,14 @@ def compress(
         except BoundError:
             if verify == "end" and not large:  # find the pass and the node
                 compress(
-                    model, recipe, data=data, shapes=shapes, verify="each", tolerance=tolerance, seed=seed
+                    model,
+                    recipe,
+                    data=data,
+                    shapes=shapes,
+                    target=machine.name,
+                    verify="each",
+                    tolerance=tolerance,
+                    seed=seed,
                 )
             raise
         if measure_latency and not large and check.first and check.last:
