@@ -9,6 +9,7 @@ from onnxcompress.base import Pass
 from onnxcompress.formats import FORMATS, Format
 from onnxcompress.recipe import PRESETS, preset
 from onnxcompress.registry import passes
+from onnxcompress.target import TARGETS
 
 FOLDER = Path(__file__).parent
 HEAD = """# Passes
@@ -17,6 +18,16 @@ Generated from the source by `make docs`; `onnxcompress passes NAME` prints the 
 pass keeps the outputs within a stated tolerance, a *lossy* one has its loss measured and reported.
 """
 
+
+TARGETS_HEAD = """## Targets
+
+`--target NAME`, or `target=` in Python, says for what machine to compile. The default, `host`, is this one
+and stands for one of the names below. The report says which, and so does the file where a pass asked for it:
+with that name, another machine does the same.
+
+| target | machine | channels computed at a time |
+|---|---|---|
+"""
 
 FORMATS_HEAD = """# Formats
 
@@ -30,7 +41,9 @@ what was chosen.
 def passes_page() -> str:
     """Return the page on passes as Markdown."""
     presets = "\n".join(f"* `{name}` = `{preset(name)}`" for name in PRESETS)
-    return "\n".join([HEAD, *(section(each) for each in passes().values()), f"## Presets\n\n{presets}\n"])
+    machines = "\n".join(f"| `{each.name}` | {each.what} | {each.multiple} |" for each in TARGETS.values())
+    ends = [f"## Presets\n\n{presets}\n", f"{TARGETS_HEAD}{machines}\n"]
+    return "\n".join([HEAD, *(section(each) for each in passes().values()), *ends])
 
 
 def formats_page() -> str:

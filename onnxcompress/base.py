@@ -88,11 +88,11 @@ def silent(done: int, total: int | None, what: str) -> None:
 class Context:
     """What a run has besides the model.
 
-    `calibration` is data without labels, `target` the name of the machine to compile for, `metric` the name
-    of the figure the user watches, `runtime` the engine passes may run the model with, `seed` the source of
-    all randomness, `threads` how many threads an engine may use (0: as it likes), `exclude` the layers no
-    pass may touch, as regular expressions that must match the whole name. `progress(done, total, what)` is
-    told how far a long step has come.
+    `calibration` is data without labels, `target` the name of the machine to compile for (None: this one),
+    `metric` the name of the figure the user watches, `runtime` the engine passes may run the model with,
+    `seed` the source of all randomness, `threads` how many threads an engine may use (0: as it likes),
+    `exclude` the layers no pass may touch, as regular expressions that must match the whole name.
+    `progress(done, total, what)` is told how far a long step has come.
     """
 
     calibration: Data | None = None
@@ -135,12 +135,13 @@ class Result:
     """The rewritten model and a record of every layer looked at.
 
     A pass calls :meth:`changed` or :meth:`left` for each layer; counts and `modified` are derived from the
-    records.
+    records. `numbers` are what the pass found out about the model as a whole.
     """
 
     def __init__(self, model: ir.Model) -> None:
         self.model = model
         self.records: list[Record] = []
+        self.numbers: dict[str, Number] = {}
 
     def changed(self, layer: Named | str, what: str, **numbers: Number) -> Record:
         """Record that `layer` was changed; `what` is a past participle such as "pruned"."""

@@ -14,6 +14,7 @@ import click
 
 import onnxcompress
 from onnxcompress.errors import BoundError, CompressError, UsageError
+from onnxcompress.target import NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -132,6 +133,10 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @data_options
 @click.option(
     "--exclude", multiple=True, help="Leave layers alone whose whole name matches this regular expression."
+)
+@click.option(
+    "--target",
+    help=f"Machine to compile for: {', '.join(NAMES)}. [default: host, this machine; the report names it]",
 )
 @click.option(
     "--verify", help="Compare outputs after each pass, at the end, or off. [default: each; end above 500 MB]"

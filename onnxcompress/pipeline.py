@@ -16,7 +16,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 import onnxcompress
-from onnxcompress.base import Context, Pass, silent
+from onnxcompress.base import Context, Need, Pass, silent
 from onnxcompress.check import Check, difference
 from onnxcompress.data import Data, load_data, random_data, split_slice
 from onnxcompress.errors import BoundError, CompressError, UsageError
@@ -41,6 +41,7 @@ from onnxcompress.model import (
 from onnxcompress.recipe import Recipe, as_recipe
 from onnxcompress.registry import find_runtime
 from onnxcompress.report import Report, Size, Step
+from onnxcompress.target import Target, find_target
 from onnxcompress.verify import (
     Tolerance,
     check_metric,
@@ -102,6 +103,7 @@ def compress(
 
     `data` are calibration inputs and `evaluation` inputs with labels, in any form
     :func:`onnxcompress.data.load_data` takes; `shapes` gives inputs the shapes that the model leaves open.
+    `target` names the machine to compile for (:mod:`onnxcompress.target`; None: this one).
     `verify` is "each" (outputs compared after every pass; the default up to 500 MB of weights), "end" or
     "off". `exclude` are regular expressions of layers no pass may touch. `inline` writes the bodies of all
     functions in place of their calls, for engines that have no functions. `output` is written once all checks
@@ -112,6 +114,7 @@ def compress(
     """
     recipe = as_recipe(passes)
     _check_request(recipe, verify, metric, evaluation, seed, threads)
+    machine = find_target(target)
     current = load(model)
     source = Path(model) if isinstance(model, str | Path) else None
     apart = external_files(current, source) if source else {}
@@ -129,7 +132,7 @@ def compress(
         raise UsageError("top1: the evaluation data has no labels, expected an array or a labels.csv")
     context = Context(
         calibration=calibration,
-        target=target,
+        target=machine.name,
         metric=metric,
         runtime=engine,
         seed=seed,
@@ -149,6 +152,7 @@ def compress(
         before=_size(current, source.stat().st_size + sum(apart.values()) if source and output else size),
         notes=[*_unmatched(current, context), *_data_notes(verify, samples, calibration, judged)],
         metric=metric,
+        target=machine.name,
     )
     check = Check(engine, samples, tolerance, report, judged, judged is not None or verify != "off")
     check.start(source if large and source else clone(current))
@@ -167,7 +171,7 @@ def compress(
         write_in_line(current)
         check_valid(current, expected)
     progress(len(recipe.passes), len(recipe.passes), "checking the whole")
-    _stamp(current, recipe, verify)
+    _stamp(current, recipe, verify, machine)
     report.notes += [note for note in notes(current) if note not in report.notes]
 
     def finish(path: Path | None) -> None:
@@ -176,7 +180,14 @@ def compress(
         except BoundError:
             if verify == "end" and not large:  # find the pass and the node
                 compress(
-                    model, recipe, data=data, shapes=shapes, verify="each", tolerance=tolerance, seed=seed
+                    model,
+                    recipe,
+                    data=data,
+                    shapes=shapes,
+                    target=machine.name,
+                    verify="each",
+                    tolerance=tolerance,
+                    seed=seed,
                 )
             raise
         if measure_latency and not large and check.first and check.last:
@@ -300,7 +311,7 @@ def _run(each: Pass, model: ir.Model, context: Context, report: Report) -> ir.Mo
         report.notes.append(f"{each.name}: opset raised from {earlier} to {opset(result.model)}")
     seconds = time.perf_counter() - began
     log.info("%s: done in %.2f s, %s", each, seconds, result.counts(True) or "nothing changed")
-    report.steps.append(Step(str(each), each.effect.value, seconds, result.records))
+    report.steps.append(Step(str(each), each.effect.value, seconds, result.records, numbers=result.numbers))
     return result.model
 
 
@@ -321,13 +332,15 @@ def _tidy(model: ir.Model) -> None:
     common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
 
 
-def _stamp(model: ir.Model, recipe: Recipe, verify: str) -> None:
+def _stamp(model: ir.Model, recipe: Recipe, verify: str, target: Target) -> None:
     """Record in the model what was done to it; a model that was compressed before keeps that recipe too."""
     props = model.metadata_props
     earlier = props.get("onnxcompress.recipe")
     props["onnxcompress.recipe"] = f"{earlier},{recipe}" if earlier else str(recipe)
     props["onnxcompress.version"] = onnxcompress.__version__
     props["onnxcompress.verify"] = verify
+    if any(Need.TARGET in each.needs | each.uses for each in recipe.passes):
+        props["onnxcompress.target"] = target.name
 
 
 def _size(model: ir.Model, size: int) -> Size:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from onnxcompress.base import Record, tally
+from onnxcompress.base import Number, Record, tally
 from onnxcompress.measure import Latency
 from onnxcompress.verify import Comparison
 
@@ -32,13 +32,17 @@ class Size:
 
 @dataclass
 class Step:
-    """One pass of a run; `comparison` is with the model the pass was given."""
+    """One pass of a run; `comparison` is with the model the pass was given.
+
+    `numbers` are what the pass found out about the model as a whole.
+    """
 
     recipe: str
     effect: str
     seconds: float
     records: list[Record]
     comparison: Comparison | None = None
+    numbers: dict[str, Number] = field(default_factory=dict)
 
 
 @dataclass
@@ -56,6 +60,7 @@ class Report:
     comparison: Comparison | None = None  # the whole recipe: last model against the first
     evaluation: Comparison | None = None  # the same on evaluation data
     metric: str | None = None
+    target: str | None = None  # the machine compiled for
     latency: Latency | None = None
     output: str | None = None
 
@@ -142,7 +147,7 @@ def tables(report: Report) -> Iterator[RenderableType]:
         passes.add_row(
             Text(step.recipe),
             step.effect,
-            Text(_listed(tally(step.records, True)) or "nothing"),
+            Text("\n".join([_listed(tally(step.records, True)) or "nothing", *_named(step.numbers)])),
             Text(_listed(tally(step.records, False))),
             likeness(step.comparison),
         )
@@ -227,6 +232,12 @@ def likeness(comparison: Comparison | None) -> str:
 
 def _listed(counts: dict[str, int]) -> str:
     return "\n".join(f"{count} {what}" for what, count in counts.items())
+
+
+def _named(numbers: Mapping[str, Number]) -> Iterator[str]:
+    """Yield what a pass found out about the model, a line each."""
+    for name, value in numbers.items():
+        yield f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
 
 
 def count_bytes(count: int) -> str:

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxcompress.base import Context, Effect, Need, Pass, Result, Runtime, option
+from onnxcompress.base import Context, Effect, Need, Number, Pass, Result, Runtime, option
+from onnxcompress.budget import Budget, Stopwatch
 from onnxcompress.channels import Channels, Plan, find, record
-from onnxcompress.channels.counts import Counts, counts
 from onnxcompress.channels.mask import mask
 from onnxcompress.channels.repair import REPAIRS, aims, repair
 from onnxcompress.channels.score import REDUCTIONS, SCORES, score_activations, score_weights
 from onnxcompress.channels.units import Units
 from onnxcompress.errors import UsageError
 from onnxcompress.model import clone
+from onnxcompress.target import find_target
 
 if TYPE_CHECKING:
     from onnxcompress.data import Data
-
-STEPS = 10  # halvings of the search for the ratio that keeps a budget
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +36,24 @@ class PruneChannels(Pass):
     go together; the groups of grouped convolutions and of channel shuffles keep equal counts. Inputs and
     outputs stay, and what an operator would mix without weights (normalisation or softmax over channels);
     no layer loses all. The outputs are those of the model whose removed channels are zero where layers read
-    them, to which ``apply=false`` leads. Source: Li et al., Pruning Filters for Efficient ConvNets, ICLR
-    2017; Fang et al., DepGraph, CVPR 2023.
+    them, to which ``apply=false`` leads.
+
+    Engines compute channels in blocks, and odd numbers of them can make a model slower than it was.
+    ``multiple_of=0`` keeps multiples of what the target computes at a time, halved until they are at most a
+    quarter of the layer. What layers keep too many by this is taken from those after them, so that together
+    they lose the share asked for. A multiple that is given holds for all layers: those no wider stay whole.
+
+    ``latency``, ``macs`` and ``parameters`` are budgets: the smallest ratio that keeps them is searched for,
+    and where none does, the pass fails. Latency is measured beside the original's on this machine, on one
+    sample; a model keeps the budget where the whole 95 % interval of the ratio does. What was measured is in
+    the report, with the recipe that does the same without measuring (``repeat``), for the same target.
+
+    Source: Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017; Fang et al., DepGraph, CVPR 2023.
     """
 
     name: ClassVar[str] = "prune-channels"
     effect: ClassVar[Effect] = Effect.LOSSY
-    uses: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION, Need.SEED})
+    uses: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION, Need.RUNTIME, Need.SEED, Need.TARGET})
 
     ratio: float = option(0.5, "share of the channels to remove", within=(0.0, 1.0))
     scope: str = option("layer", "the same share of each layer, or one ranking", choices=("layer", "global"))
@@ -51,7 +63,12 @@ class PruneChannels(Pass):
     parameters: float = option(
         0.0, "share of the parameters to keep, which sets the ratio; 0: don't", within=(0.0, 1.0)
     )
-    multiple_of: int = option(1, "keep a multiple of this many channels of each layer", within=(1, 1024))
+    latency: float = option(
+        0.0, "share of the latency to keep, which sets the ratio; 0: don't", within=(0.0, 1.0)
+    )
+    multiple_of: int = option(
+        0, "keep a multiple of this many channels of each layer; 0: by the target", within=(0, 1024)
+    )
     score: str = option("l2", "what tells how much a channel matters", choices=SCORES)
     reduce: str = option("mean", "how the scores of coupled layers become one", choices=REDUCTIONS)
     repair: str = option(
@@ -68,8 +85,7 @@ class PruneChannels(Pass):
         if self.repair != "none":
             self.calibration(context, f"repair={self.repair}")
         channels = find(model, context, self.exclude)
-        score = self.scores(channels, context)
-        plan = self.planned(channels, score)
+        plan = self.planned(channels, context, result)
         record(result, channels, plan)
         if not self.apply:
             mask(channels, plan)
@@ -102,26 +118,47 @@ class PruneChannels(Pass):
         data, runtime = self.calibration(context, f"score={self.score}")
         return score_activations(channels, data, runtime, self.score, self.reduce)
 
-    def planned(self, channels: Channels, score: np.ndarray) -> Plan:
+    def planned(self, channels: Channels, context: Context, result: Result) -> Plan:
         """Return what to remove: by the ratio, or by the smallest one that keeps within the budgets."""
-        if not self.macs and not self.parameters:
-            return self.removal(channels, score, self.ratio)
-        whole, low, high = counts(channels), 0.0, 1.0
-        most = Counts((self.parameters or 1) * whole.parameters, (self.macs or 1) * whole.macs)
-        for _ in range(STEPS):
-            middle = (low + high) / 2
-            left = counts(channels, self.removal(channels, score, middle))
-            if left.macs <= most.macs and left.parameters <= most.parameters:
-                high = middle
-            else:
-                low = middle
-        return self.removal(channels, score, high)
+        multiple = self.multiple
+        if not self.multiple_of:
+            target = find_target(context.target)
+            multiple, result.numbers["target"] = target.step, target.name
+        plans = partial(self.removal, channels, self.scores(channels, context), multiple)
+        if not (self.macs or self.parameters or self.latency):
+            return plans(self.ratio)
+        result.numbers |= self.searched(channels, plans, context)
+        return plans(float(result.numbers["ratio"]))
 
-    def removal(self, channels: Channels, score: np.ndarray, ratio: float) -> Plan:
+    def multiple(self, channels: int) -> int:
+        """Return the number a multiple of which a layer of so many `channels` keeps."""
+        return self.multiple_of
+
+    def searched(
+        self, channels: Channels, plans: Callable[[float], Plan], context: Context
+    ) -> dict[str, Number]:
+        """Return the ratio that keeps the budgets, and what else is to be known to do the same again."""
+        stopwatch = None
+        if self.latency:
+            if context.runtime is None:
+                raise UsageError("prune-channels: latency needs a runtime, none was given")
+            stopwatch = Stopwatch(channels.model, context, context.runtime, self.exclude)
+        ratio = Budget(self.parameters, self.macs, self.latency).ratio(channels, plans, stopwatch)
+        again = replace(self, ratio=ratio, parameters=0.0, macs=0.0, latency=0.0)
+        found: dict[str, Number] = {"ratio": ratio, "repeat": str(again)}
+        if stopwatch is not None:
+            time = stopwatch.time(plans(ratio).stay)
+            found |= {"latency": time.ratio, "latency_low": time.low, "latency_high": time.high}
+            found |= {"pairs": time.pairs, "threads": context.threads}
+        return found
+
+    def removal(
+        self, channels: Channels, score: np.ndarray, multiple: Callable[[int], int], ratio: float
+    ) -> Plan:
         """Return how to remove the share `ratio` of the channels."""
 
         def choose(units: Units) -> np.ndarray:
-            return units.choose(score, self.shares(units, score, ratio), self.multiple_of)
+            return units.choose(score, self.shares(units, score, ratio), multiple)
 
         channels.units = Units(channels.flow)  # what an earlier plan gave up may work now
         return channels.plan(choose)

@@ -8,13 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import hostile
+import models
 import numpy as np
 import onnx
 import pytest
 
 import onnxcompress
+from onnxcompress.model import save
 from onnxcompress.passes import Prune
 from onnxcompress.registry import passes
+from onnxcompress.target import NAMES
 
 ROOT = Path(__file__).parent.parent
 TESTDATA = ROOT / "testdata"
@@ -108,6 +111,8 @@ def test_help_lists_passes_presets_and_options() -> None:
         assert each.effect.value in said
     for word in (
         "--passes",
+        "--target",
+        *NAMES,
         "--input-shape",
         "--overwrite-input-shape",
         "--save-as-external-data",
@@ -128,6 +133,33 @@ def test_a_pass_is_explained_with_its_options(capsys: pytest.CaptureFixture[str]
 
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert onnxcompress.__version__ in in_process(capsys, "--version")[1]
+
+
+def test_the_report_says_for_what_and_with_how_many_threads_latency_was_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = models.model(
+        """net (float[N,16,40,40] x) => (float[N,16,40,40] y)
+        <float[64,16,3,3] a = {}, float[16,64,3,3] b = {}>
+        { [a] p = Conv<pads=[1,1,1,1]>(x, a) [b] y = Conv<pads=[1,1,1,1]>(p, b) }"""
+    )
+    source, out, report = tmp_path / "in.onnx", tmp_path / "out.onnx", tmp_path / "report.json"
+    save(made, source)
+    options = ["--passes", "prune-channels(latency=0.9)", "--threads", 1, "--target", "avx512"]
+    code, said, _ = in_process(capsys, source, out, *options, "--report", report)
+    assert code == 0
+    found = json.loads(report.read_text())
+    numbers = found["steps"][0]["numbers"]
+    assert found["target"] == numbers["target"] == "avx512"
+    assert numbers["threads"] == 1
+    assert numbers["latency"] <= numbers["latency_high"] <= 0.9
+    assert f"ratio {numbers['ratio']:.4g}" in said
+    again = tmp_path / "again.onnx"
+    assert in_process(capsys, source, again, "--passes", numbers["repeat"], "--target", "avx512")[0] == 0
+    stored = [
+        {each.name: each.raw_data for each in onnx.load(path).graph.initializer} for path in (out, again)
+    ]
+    assert stored[0] == stored[1]
 
 
 def test_recipes_come_from_toml_files_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -198,6 +230,7 @@ MISTAKES: dict[str, tuple[list[object], int, str]] = {
     ),
     "negative tolerance": ([LENET, "OUT", "--passes", "prune", "--check-atol", "-1"], 2, "check-atol"),
     "negative threads": ([LENET, "OUT", "--passes", "prune", "--threads", "-1"], 2, "threads"),
+    "unknown target": ([LENET, "OUT", "--passes", "prune", "--target", "avx51"], 2, "avx512"),
     "missing input": (["none.onnx", "OUT", "--passes", "prune"], 2, "none.onnx"),
     "input is a folder": ([TESTDATA, "OUT", "--passes", "prune"], 2, "testdata"),
     "missing output": ([LENET, "--passes", "prune"], 2, "OUT.onnx"),

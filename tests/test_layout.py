@@ -16,11 +16,11 @@ RANKS = [
     [
         *("layers", "edit", "quantize", "convolve", "cost", "linear", "fusion", "folding", "merging"),
         *("branches", "placement", "integer", "kmeans", "loss", "lowrank", "factors", "geometry", "chains"),
-        "channels",
+        *("channels", "target"),
     ],
     ["formats"],
     ["runtimes"],
-    ["histogram", "calibrate", "moments", "measure", "verify"],
+    ["histogram", "calibrate", "moments", "measure", "verify", "budget"],
     ["qdq"],
     ["passes"],
     ["recipe", "registry", "report", "check", "pipeline"],

@@ -25,6 +25,7 @@ from onnxcompress.layers import layers
 from onnxcompress.model import load
 from onnxcompress.passes import Prune, Quant, Simplify
 from onnxcompress.pipeline import RANDOM_WARNING
+from onnxcompress.target import find_target
 
 TESTDATA = Path(__file__).parent.parent / "testdata"
 LENET = TESTDATA / "lenet5_digits.onnx"
@@ -159,6 +160,15 @@ def test_the_file_says_what_was_done_and_whether_it_was_verified(tmp_path: Path)
     props = {each.key: each.value for each in onnx.load(second).metadata_props}
     assert props["onnxcompress.recipe"] == "prune(sparsity=0.6),quant"
     assert props["onnxcompress.verify"] == "each"
+
+
+def test_the_file_names_the_machine_only_where_a_pass_asked_for_it(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.onnx", tmp_path / "second.onnx"
+    assert quick("prune", output=first, target="mcu").report.target == "mcu"
+    assert "onnxcompress.target" not in {each.key for each in onnx.load(first).metadata_props}
+    report = quick("prune-channels", output=second).report
+    props = {each.key: each.value for each in onnx.load(second).metadata_props}
+    assert props["onnxcompress.target"] == report.target == find_target("host").name
 
 
 def test_without_data_the_user_is_warned_that_inputs_were_random() -> None:

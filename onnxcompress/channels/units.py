@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import gcd
 
 import numpy as np
 import onnx_ir as ir
@@ -13,6 +14,8 @@ from onnxcompress.channels.balance import balanced
 from onnxcompress.channels.flow import Flow
 from onnxcompress.channels.labels import components
 from onnxcompress.evaluate import label
+
+_FILLERS = ("Pad", "Expand")  # what they add is as wide as what it meets
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,17 @@ class Family:
     def name(self) -> str:
         """The name of its first layer."""
         return self.layers[0].name or label(self.layers[0])
+
+
+@dataclass(frozen=True)
+class Part:
+    """Units of a family that begin at the same layers, `sources` of the flow by number.
+
+    A family has several where its layers differ in width, as before and behind a Pad of channels.
+    """
+
+    units: np.ndarray
+    sources: frozenset[int]
 
 
 class Units:
@@ -77,6 +91,37 @@ class Units:
         return [Family(members[number], tuple(layers[number])) for number in sorted(layers)]
 
     @cached_property
+    def parts(self) -> list[Part]:
+        """The units of each family apart by the layers they begin at, those of most layers first."""
+        entries = [
+            np.stack([self.of[source.start : source.stop], np.full(source.stop - source.start, number)])
+            for number, source in enumerate(self.flow.sources)
+        ]
+        if not entries:
+            return []
+        unit, source = np.unique(np.concatenate(entries, axis=1), axis=1)
+        units, starts = np.unique(unit, return_index=True)
+        fillers = {n for n, each in enumerate(self.flow.sources) if each.node.op_type in _FILLERS}
+        members: dict[tuple[int, frozenset[int]], list[int]] = {}
+        for each, sources in zip(units.tolist(), np.split(source, starts[1:]), strict=True):
+            layers = frozenset(sources.tolist()) - fillers
+            members.setdefault((int(self.family[each]), layers), []).append(each)
+        order = sorted(members, key=lambda key: (key[0], -len(key[1])))
+        return [Part(np.array(members[key]), key[1]) for key in order]
+
+    @cached_property
+    def width(self) -> np.ndarray:
+        """How many channels of a layer that makes it a unit is, such as those of a head, int [units].
+
+        The greatest common divisor where layers differ; 0 for what stands for no channel.
+        """
+        found = np.zeros(self.count, np.int64)
+        for source in self.flow.sources:
+            units, counts = np.unique(self.of[source.start : source.stop], return_counts=True)
+            found[units] = np.gcd(found[units], counts)
+        return found
+
+    @cached_property
     def groups(self) -> list[list[np.ndarray]]:
         """What must stay equal: lists of blocks, each the units that have a channel in it (once for each)."""
         rows = []
@@ -102,13 +147,18 @@ class Units:
         return bool(len(np.unique(pairs[0])) == pairs.shape[1])
 
     def choose(
-        self, score: np.ndarray, share: np.ndarray, multiple: int = 1, allowed: np.ndarray | None = None
+        self,
+        score: np.ndarray,
+        share: np.ndarray,
+        multiple: Callable[[int], int] = lambda channels: 1,
+        allowed: np.ndarray | None = None,
     ) -> np.ndarray:
         """Return which units stay, bool [units]: those with the highest `score` [units].
 
         `share` [units] of each family goes, the same for all units of a family, as far as they are `allowed`
-        [units, bool] to and not frozen; what stays of one is a multiple of `multiple` where no groups must
-        stay equal. None loses all.
+        [units, bool] to and not frozen. Of so many channels as `multiple` is given, a multiple of what it
+        returns stays where no groups must stay equal, and what is kept too many is taken from the layers
+        after, so that together they lose the share. No layer loses all.
         """
         free = ~self.frozen if allowed is None else allowed & ~self.frozen
         score = np.where(free, score, np.inf)
@@ -117,15 +167,27 @@ class Units:
         for cells, equations in self._systems():
             bound[np.concatenate(cells)] = True
             self._lessen(gone, cells, equations, score, share, free)
-        for family in self.families:
-            if bound[family.units].any():
-                continue
-            total, most = len(family.units), int(free[family.units].sum())
-            stay = total - min(int(share[family.units[0]] * total + 1e-9), most)
-            stay = min(total, -(-max(stay, 1) // multiple) * multiple)
-            order = np.argsort(score[family.units], kind="stable")
-            gone[family.units[order[: total - stay]]] = True
+        owed, served = 0.0, set[int]()  # what layers kept too much, as a share; layers that keep something
+        for part in self.parts:
+            units, least = part.units, 0 if part.sources <= served else 1
+            if not bound[units].any():
+                total, most = len(units), int(free[units].sum())
+                step, wanted = self._step(units, multiple), share[units[0]] * total
+                passed_on = 1 < step <= total - least and wanted > 0
+                wanted += owed * total if passed_on else 0
+                stay = max(total - min(int(wanted + 1e-9), most), least)
+                stay = min(total, -(-stay // step) * step)
+                owed = min(max(wanted - (total - stay), 0), step) / total if passed_on else owed
+                gone[units[np.argsort(score[units], kind="stable")[: total - stay]]] = True
+            if not gone[units].all():
+                served |= part.sources
         return ~gone
+
+    def _step(self, units: np.ndarray, multiple: Callable[[int], int]) -> int:
+        """Return a multiple of how many stays of `units` of the same layers."""
+        width = int(np.gcd.reduce(self.width[units]))
+        wanted = multiple(len(units) * width)
+        return wanted // gcd(wanted, width)
 
     def _lessen(
         self,

@@ -75,8 +75,23 @@ def test_removes_the_channels_with_the_smallest_weights() -> None:
 
 
 def test_never_removes_all_channels_of_a_layer() -> None:
-    result = PruneChannels(ratio=1.0).call(models.model(CHAIN), Context())
+    result = PruneChannels(ratio=1.0, multiple_of=1).call(models.model(CHAIN), Context())
     assert shapes(result) == {"a": [1, 3, 3, 3], "d": [1], "b": [1, 1, 3, 3], "c": [4, 1, 1, 1]}
+
+
+def test_no_layer_loses_all_where_another_is_wider_behind_a_pad() -> None:
+    draw = np.random.default_rng(5)
+    made = models.model(
+        """net (float[N,3,6,6] x) => (float[N,4,6,6] y)
+        <float[32,3,1,1] b = {}, float[4,32,1,1] c = {}, int64[8] pads = {0, 8, 0, 0, 0, 8, 0, 0}>
+        { [a] p = Conv(x, a) q = Pad(p, pads) [b] r = Conv(x, b) s = Add(q, r) [c] y = Conv(s, c) }""",
+        {"a": 0.01 * draw.standard_normal((16, 3, 1, 1)).astype(np.float32)},
+    )
+    for ratio, kept in ((0.25, [12, 24]), (0.5, [8, 16]), (0.75, [4, 8]), (1.0, [4, 4])):
+        after, _ = masking.pruned_and_masked(clone(made), {"ratio": ratio})
+        assert [after.graph.initializers[name].shape[0] for name in "ab"] == kept  # type: ignore[index]
+    after, _ = masking.pruned_and_masked(made, {"ratio": 1.0, "multiple_of": 1})
+    assert [after.graph.initializers[name].shape[0] for name in "ab"] == [1, 1]  # type: ignore[index]
 
 
 def test_leaves_excluded_layers_and_what_they_read_alone_and_says_so() -> None:
@@ -138,6 +153,56 @@ def test_what_stays_of_a_layer_is_a_multiple() -> None:
     assert shapes(result) == {"a": [8, 3, 3, 3], "d": [8], "b": [4, 8, 3, 3], "c": [4, 4, 1, 1]}
 
 
+FOUR = """net (float[N,3,6,6] x) => (float[N,4,6,6] y)
+<float[16,3,1,1] a = {}, float[16,16,1,1] b = {}, float[16,16,1,1] c = {}, float[16,16,1,1] d = {},
+ float[4,16,1,1] e = {}>
+{ [a] p = Conv(x, a) [b] q = Conv(p, b) [c] r = Conv(q, c) [d] s = Conv(r, d) [e] y = Conv(s, e) }"""
+
+
+@pytest.mark.parametrize(
+    ("ratio", "kept"),
+    [
+        (0.0, [16, 16, 16, 16]),
+        (0.1, [16, 16, 12, 16]),
+        (0.25, [12, 12, 12, 12]),
+        (0.375, [12, 8, 12, 8]),
+        (0.5, [8, 8, 8, 8]),
+        (0.7, [8, 4, 4, 4]),
+        (1.0, [4, 4, 4, 4]),
+    ],
+)
+def test_what_steps_keep_too_many_is_taken_from_the_layers_after(ratio: float, kept: list[int]) -> None:
+    result = PruneChannels(ratio=ratio).call(models.model(FOUR), Context(target="avx512"))
+    assert [shapes(result)[name][0] for name in "abcd"] == kept
+
+
+def test_a_layer_no_wider_than_the_multiple_asked_for_stays_whole_and_owes_nothing() -> None:
+    result = PruneChannels(ratio=0.5, multiple_of=16).call(models.model(FOUR), Context())
+    assert not result.modified
+    wide = FOUR.replace("float[16,16,1,1] d", "float[32,16,1,1] d").replace("[4,16,1,1] e", "[4,32,1,1] e")
+    result = PruneChannels(ratio=0.3, multiple_of=16).call(models.model(wide), Context())
+    assert not result.modified
+    assert {each.what for each in result.records} == {"no channel to spare", "graph output y"}
+
+
+@pytest.mark.parametrize(("target", "kept"), [("mcu", 52), ("avx2", 56), ("avx512", 64), ("arm64", 64)])
+def test_the_target_says_what_number_stays_a_multiple(target: str, kept: int) -> None:
+    made = models.model(
+        """net (float[N,8] x) => (float[N,8] y) <float[8,64] a = {}, float[64,8] b = {}>
+        { [a] p = MatMul(x, a) [b] y = MatMul(p, b) }"""
+    )
+    result = PruneChannels(ratio=0.2).call(made, Context(target=target))
+    assert shapes(result)["a"][1] == kept
+    assert result.numbers == {"target": target}
+
+
+def test_an_unknown_target_is_refused_before_anything_changes() -> None:
+    made = models.model(CHAIN)
+    with pytest.raises(UsageError, match="avx: no such target"):
+        PruneChannels().call(made, Context(target="avx"))
+    assert list(made.graph.initializers["a"].shape or ()) == [16, 3, 3, 3]
+
+
 def test_one_ranking_takes_more_of_a_layer_with_many_small_weights() -> None:
     made = models.model(CHAIN)
     value = made.graph.initializers["a"]
@@ -190,6 +255,7 @@ def test_a_fit_lets_a_twin_do_the_work_of_a_removed_channel(pads: list[int]) -> 
 def test_of_attention_whole_heads_go() -> None:
     made = load(TESTDATA / "transformer_digits.onnx")
     _, records = masking.pruned_and_masked(made)
+    assert records == masking.pruned_and_masked(made, {"multiple_of": 16})[1]  # a head is as wide
     gone = {
         each.layer.split("/")[-2]: each.numbers.get("outputs_removed") for each in records if each.changed
     }

@@ -20,7 +20,7 @@ MODELS = sorted(path.stem for path in TESTDATA.glob("*.onnx"))
 # Without retraining, compact networks lose more than bounds can tell from a fault at the default sparsity.
 OPTIONS: dict[str, dict[str, object]] = {
     "prune": {"sparsity": 0.2},
-    "prune-channels": {"ratio": 0.05, "score": "energy", "repair": "least-squares"},
+    "prune-channels": {"ratio": 0.05, "multiple_of": 1, "score": "energy", "repair": "least-squares"},
     "factorise": {"energy": 0.99},
 }
 # What a lossy pass may do: signal-to-noise ratio of the logits in dB, at least, and how much of
