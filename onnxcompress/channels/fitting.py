@@ -8,6 +8,7 @@ import numpy as np
 
 RIDGE = 3e-4  # how strongly a fit holds on to the weights there are, relative to the inputs' mean square
 ROUNDS = 5  # of a fit before a Relu
+CHUNK = 1 << 21  # numbers that are put in float64 at a time
 
 
 @dataclass(frozen=True)
@@ -68,27 +69,44 @@ def recentre(weights: Weights, inputs: np.ndarray, wanted: Wanted) -> Weights:
 
 
 class _Solver:
-    """Ridge regression on `inputs` [groups, m, n], less their mean where a bias takes that over."""
+    """Ridge regression on `inputs` [groups, m, n], less their mean where a bias takes that over.
+
+    Products are summed up in float64, of CHUNK numbers at a time.
+    """
 
     def __init__(self, inputs: np.ndarray, biased: bool) -> None:
-        self.biased = biased
-        self.mean = inputs.mean(axis=1, keepdims=True, dtype=np.float64) if biased else np.zeros((1, 1, 1))
-        self.inputs = inputs - self.mean.astype(np.float32)
-        exact = self.inputs.astype(np.float64)
-        self.wide = inputs.shape[2] > inputs.shape[1]
-        turned = exact.swapaxes(1, 2)
-        products = exact @ turned if self.wide else turned @ exact
-        places = np.arange(products.shape[1])
-        power = products[:, places, places].sum(axis=1) / inputs.shape[2]
+        groups, m, n = inputs.shape
+        self.inputs, self.biased, self.wide = inputs, biased, n > m
+        self.mean = (
+            inputs.mean(axis=1, keepdims=True, dtype=np.float64) if biased else np.zeros((groups, 1, n))
+        )
+        products = np.zeros((groups, min(m, n), min(m, n)))
+        step = max(CHUNK // (groups * min(m, n)), 1)
+        for start in range(0, max(m, n), step):
+            part = slice(start, start + step)
+            if self.wide:
+                exact = inputs[:, :, part] - self.mean[:, :, part]
+                products += exact @ exact.swapaxes(1, 2)
+            else:
+                exact = inputs[:, part] - self.mean
+                products += exact.swapaxes(1, 2) @ exact
+        places = np.arange(min(m, n))
+        power = products[:, places, places].sum(axis=1) / n
         products[:, places, places] += np.maximum(RIDGE * power, 1e-12)[:, None]
         self.inverse = np.linalg.inv(products)
 
     def change(self, missing: np.ndarray) -> Weights:
         """Return what to add to weights so that outputs grow by about `missing` [m, outputs]."""
+        bias = missing.mean(axis=0, dtype=np.float64) if self.biased else np.zeros(missing.shape[1])
+        missing = missing - bias.astype(np.float32)
         parts = np.moveaxis(missing.reshape(len(missing), len(self.inputs), -1), 1, 0)
-        turned = self.inputs.swapaxes(1, 2)
-        matrix = turned @ (self.inverse @ parts) if self.wide else self.inverse @ (turned @ parts)
-        bias = np.zeros(missing.shape[1])
-        if self.biased:
-            bias = missing.mean(axis=0, dtype=np.float64) - (self.mean @ matrix).reshape(-1)
-        return Weights(matrix.swapaxes(1, 2), bias)
+        solved = self.inverse @ (parts if self.wide else self._turned(parts))
+        matrix = self._turned(solved) if self.wide else solved
+        return Weights(matrix.swapaxes(1, 2), bias - (self.mean @ matrix).reshape(-1))
+
+    def _turned(self, parts: np.ndarray) -> np.ndarray:
+        """Return the inputs, less their mean, times `parts` [groups, m, outputs of a group]."""
+        whole = self.inputs.swapaxes(1, 2) @ parts.astype(np.float32, copy=False)
+        return np.asarray(
+            whole - self.mean.swapaxes(1, 2) @ parts.sum(axis=1, keepdims=True, dtype=np.float64)
+        )

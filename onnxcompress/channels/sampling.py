@@ -14,7 +14,7 @@ from onnxcompress.convolve import Window
 Places = tuple[np.ndarray, ...]
 SAMPLES = 512  # of the calibration data that are looked at
 POSITIONS = 32  # of each sample that are looked at, at least
-EQUATIONS = 32  # for each weight of an output
+EQUATIONS = 128  # for each weight of an output
 SIZE = 1 << 27  # bytes of what a layer reads at all places, at most
 BATCH = 32  # samples a run takes where the model leaves their number open
 
