@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnxcompress.channels.fitting import Wanted, Weights
 from onnxcompress.channels.sampling import at, places, read
 from onnxcompress.channels.stages import Feeds
-from onnxcompress.edit import Edit
+from onnxcompress.edit import Edit, drop
 from onnxcompress.errors import CompressError
 from onnxcompress.layers import constant
 from onnxcompress.linear import Linear, follower, stored, write
@@ -113,6 +113,7 @@ class Comparison:
         assert tensor is not None
         made = change(tensor.numpy().astype(np.float64)).astype(tensor.dtype.numpy())
         node.replace_input_with(place, edit.constant(edit.model.graph, f"{old.name}_repaired", made))
+        drop(old)
 
 
 def comparison(

@@ -8,7 +8,7 @@ import numpy as np
 
 RIDGE = 3e-4  # how strongly a fit holds on to the weights there are, relative to the inputs' mean square
 ROUNDS = 5  # of a fit before a Relu
-CHUNK = 1 << 21  # numbers that are put in float64 at a time
+CHUNK = 1 << 20  # numbers whose products are summed up in float32
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def recentre(weights: Weights, inputs: np.ndarray, wanted: Wanted) -> Weights:
 class _Solver:
     """Ridge regression on `inputs` [groups, m, n], less their mean where a bias takes that over.
 
-    Products are summed up in float64, of CHUNK numbers at a time.
+    Products are summed up in float32, those of CHUNK numbers at a time, and their sums in float64.
     """
 
     def __init__(self, inputs: np.ndarray, biased: bool) -> None:
@@ -80,16 +80,17 @@ class _Solver:
         self.mean = (
             inputs.mean(axis=1, keepdims=True, dtype=np.float64) if biased else np.zeros((groups, 1, n))
         )
+        mean = self.mean.astype(np.float32)
         products = np.zeros((groups, min(m, n), min(m, n)))
         step = max(CHUNK // (groups * min(m, n)), 1)
         for start in range(0, max(m, n), step):
             part = slice(start, start + step)
             if self.wide:
-                exact = inputs[:, :, part] - self.mean[:, :, part]
-                products += exact @ exact.swapaxes(1, 2)
+                seen = inputs[:, :, part] - mean[:, :, part]
+                products += seen @ seen.swapaxes(1, 2)
             else:
-                exact = inputs[:, part] - self.mean
-                products += exact.swapaxes(1, 2) @ exact
+                seen = inputs[:, part] - mean
+                products += seen.swapaxes(1, 2) @ seen
         places = np.arange(min(m, n))
         power = products[:, places, places].sum(axis=1) / n
         products[:, places, places] += np.maximum(RIDGE * power, 1e-12)[:, None]
