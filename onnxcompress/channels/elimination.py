@@ -19,16 +19,17 @@ def eliminate(covariance: np.ndarray, gram: np.ndarray) -> np.ndarray:
     size = len(covariance)
     ridge = RIDGE * np.trace(covariance) / size + 1e-30
     inverse, gram = np.linalg.inv(covariance + ridge * np.eye(size)), gram.astype(np.float64)
-    found, left, worst = np.zeros(size), np.ones(size, bool), 0.0
-    for _ in range(size):
-        costs = np.full(size, np.inf)
-        costs[left] = np.diag(gram)[left] / np.diag(inverse)[left]
+    found, order, worst = np.zeros(size), np.arange(size), 0.0
+    for last in range(size - 1, -1, -1):  # what has gone lies behind last
+        here = np.arange(last + 1)
+        costs = gram[here, here] / inverse[here, here]
         one = int(costs.argmin())
-        found[one] = worst = max(worst, float(costs[one]))
-        left[one] = False
-        share = inverse[one] / inverse[one, one]  # of one in each channel left, with the sign turned
-        row = gram[one].copy()
-        gram += row[one] * np.outer(share, share) - np.outer(row, share) - np.outer(share, row)
-        inverse -= np.outer(share, inverse[one])
-        inverse[one, one] = 1  # it has gone: whatever is not zero
+        for array in (order, gram, gram.T, inverse, inverse.T):
+            array[[one, last]] = array[[last, one]]
+        found[order[last]] = worst = max(worst, float(costs[one]))
+        left = slice(last)
+        share = inverse[last, left] / inverse[last, last]  # of it in each that is left, with the sign turned
+        half = share * (gram[last, last] / 2) - gram[last, left]
+        gram[left, left] += np.outer(share, half) + np.outer(half, share)
+        inverse[left, left] -= np.outer(share, inverse[last, left])
     return found

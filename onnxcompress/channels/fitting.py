@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 RIDGE = 3e-4  # how strongly a fit holds on to the weights there are, relative to the inputs' mean square
-ROUNDS = 5  # of a fit before a Relu
+ROUNDS = 2  # of a fit before a Relu
 CHUNK = 1 << 20  # numbers whose products are summed up in float32
 
 
