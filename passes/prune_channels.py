@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -48,7 +48,14 @@ class PruneChannels(Pass):
     sample; a model keeps the budget where the whole 95 % interval of the ratio does. What was measured is in
     the report, with the recipe that does the same without measuring (``repeat``), for the same target.
 
-    Source: Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017; Fang et al., DepGraph, CVPR 2023.
+    With calibration data ``auto`` does what loses least: channels go in the order in which the others can
+    make up for them (``score=residual``, ``scope=global``, ``reduce=sum``), and then every layer that reads
+    something else than before is fitted to what it computed (``repair=least-squares``). Without them it is
+    ``score=l2``, ``scope=layer``, ``reduce=mean`` and ``repair=none``. One ranking takes the channels that
+    matter least, which may not be those that cost most: with ``macs`` or ``parameters`` the cost is set.
+
+    Source: Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017; He et al., Channel Pruning, ICCV
+    2017; Fang et al., DepGraph, CVPR 2023.
     """
 
     name: ClassVar[str] = "prune-channels"
@@ -56,7 +63,9 @@ class PruneChannels(Pass):
     uses: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION, Need.RUNTIME, Need.SEED, Need.TARGET})
 
     ratio: float = option(0.5, "share of the channels to remove", within=(0.0, 1.0))
-    scope: str = option("layer", "the same share of each layer, or one ranking", choices=("layer", "global"))
+    scope: str = option(
+        "auto", "the same share of each layer, or one ranking", choices=("auto", "layer", "global")
+    )
     macs: float = option(
         0.0, "share of the multiply-accumulates to keep, which sets the ratio; 0: don't", within=(0.0, 1.0)
     )
@@ -69,10 +78,12 @@ class PruneChannels(Pass):
     multiple_of: int = option(
         0, "keep a multiple of this many channels of each layer; 0: by the target", within=(0, 1024)
     )
-    score: str = option("l2", "what tells how much a channel matters", choices=SCORES)
-    reduce: str = option("mean", "how the scores of coupled layers become one", choices=REDUCTIONS)
+    score: str = option("auto", "what tells how much a channel matters", choices=("auto", *SCORES))
+    reduce: str = option("auto", "how the scores of coupled layers become one", choices=("auto", *REDUCTIONS))
     repair: str = option(
-        "none", "what calibration data mend afterwards: biases, or weights as well", choices=REPAIRS
+        "auto",
+        "what calibration data mend afterwards: biases, or weights as well",
+        choices=("auto", *REPAIRS),
     )
     apply: bool = option(True, "remove the channels; false: only multiply them by constants of 0 and 1")
     exclude: str = option(
@@ -81,6 +92,9 @@ class PruneChannels(Pass):
 
     def call(self, model: ir.Model, context: Context) -> Result:
         """Prune `model` in place."""
+        decided = self.decided(context)
+        if decided != self:
+            return decided.call(model, context)
         result = Result(model)
         if self.repair != "none":
             self.calibration(context, f"repair={self.repair}")
@@ -100,8 +114,23 @@ class PruneChannels(Pass):
             )
             for found in result.records:
                 if found.layer in done:
-                    found.numbers["repair"] = done[found.layer]
+                    found.numbers["repair"] = done.pop(found.layer)
+            for name, what in done.items():
+                result.changed(name, what)
         return result
+
+    def decided(self, context: Context) -> PruneChannels:
+        """Return the pass with what "auto" stands for."""
+        given = context.calibration is not None and context.runtime is not None
+        score = self.score if self.score != "auto" else "residual" if given else "l2"
+        defaults = {
+            "score": score,
+            "scope": "global" if score == "residual" else "layer",
+            "reduce": "sum" if score == "residual" else "mean",
+            "repair": "least-squares" if given and self.apply else "none",
+        }
+        auto: dict[str, Any] = {each: defaults[each] for each in defaults if getattr(self, each) == "auto"}
+        return replace(self, **auto)
 
     def calibration(self, context: Context, what: str) -> tuple[Data, Runtime]:
         """Return calibration data and the engine to run them; UsageError where there are none."""

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxcompress.base import Runtime
+from onnxcompress.channels.elimination import eliminate
 from onnxcompress.channels.find import Channels
 from onnxcompress.channels.flow import Ride
 from onnxcompress.layers import finite
 
 SCORES = ("l1", "l2", "batchnorm", "random", "activation", "energy", "residual")
 REDUCTIONS = ("mean", "max", "sum")
-MOST_TOGETHER = 4096  # channels whose products with one another are summed up
+MOST_TOGETHER = 1024  # channels that are weighed against one another
 Feeds = Iterable[Mapping[str, np.ndarray]]
 
 
@@ -45,8 +46,9 @@ def score_activations(
     """Return for each unit what its channels carry where layers read them, float64 [units].
 
     "activation" is the mean magnitude; "energy" the mean square times the squared norm of the weights that
-    read it: how much the outputs of the readers would change; "residual" the same of what the other channels
-    can't make up for. Source: Luo et al., ThiNet, ICCV 2017; Hassibi and Stork, Optimal Brain Surgeon, 1992.
+    read it: how much the outputs of the readers would change; "residual" the share of the readers' variance
+    that the channels left can't make up for, when they go one by one. Where more than MOST_TOGETHER channels
+    are read together it is taken for each as if all others stayed. Source: Luo et al., ThiNet, ICCV 2017.
     """
     names = {ride: name for ride in channels.flow.rides.values() if (name := _feeds(ride)) is not None}
     if not names:
@@ -59,12 +61,46 @@ def score_activations(
             values = values.reshape(-1, values.shape[-1])
             together = kind == "residual" and values.shape[1] <= MOST_TOGETHER
             statistics.setdefault(name, _Moments(values.shape[1], together)).add(values)
+    rides: dict[str, list[Ride]] = {}
+    for ride, name in names.items():
+        rides.setdefault(name, []).append(ride)
+    if kind == "residual":
+        found = [(each[0], _residuals(channels, each, statistics[name])) for name, each in rides.items()]
+        return np.asarray(np.nan_to_num(_collect(channels, found, reduce, relative=False)))
     found = []
     for ride, name in names.items():
         carried = getattr(statistics[name], kind)()
         weights = 1.0 if kind == "activation" else norms(channels, ride, "l2").reshape(-1) ** 2
         found.append((ride, (carried * weights).reshape(ride.labels.shape)))
     return np.asarray(np.nan_to_num(_collect(channels, found, reduce)))
+
+
+def _residuals(channels: Channels, rides: Sequence[Ride], moments: _Moments) -> np.ndarray:
+    """Return what the `rides` that read one activation lose with each of its channels, as their labels."""
+    variance, covariance = moments.variance(), moments.covariance()
+    if covariance is None:
+        squares = sum(norms(channels, ride, "l2").reshape(-1) ** 2 for ride in rides)
+        lost = squares * variance
+        return np.asarray(lost / max(lost.sum(), 1e-30)).reshape(rides[0].labels.shape)
+    products = np.zeros_like(covariance)
+    for ride in rides:
+        own = _products(channels, ride)
+        products += own / max(float(np.vdot(own, covariance)), 1e-30)
+    return eliminate(covariance, products).reshape(rides[0].labels.shape)
+
+
+def _products(channels: Channels, ride: Ride) -> np.ndarray:
+    """Return the products of the weights that read each two channels as `ride` says, summed, [n, n]."""
+    value = ride.node.inputs[ride.place]
+    assert value is not None
+    weight = finite(channels.flow.example.content(value), value.name).astype(np.float64, copy=False)
+    groups = ride.labels.shape[0] if len(ride.axes) > 1 else 1
+    inner = ride.labels.size // groups
+    rows = np.moveaxis(weight, ride.axes[-1], -1).reshape(groups, -1, inner)
+    found = np.zeros((groups, inner, groups, inner))
+    every = np.arange(groups)
+    found[every, :, every] = rows.swapaxes(1, 2) @ rows
+    return found.reshape(ride.labels.size, -1)
 
 
 class _Moments:
@@ -92,14 +128,16 @@ class _Moments:
         """Return the mean squares, [size]."""
         return np.asarray(self.square / max(self.count, 1))
 
-    def residual(self) -> np.ndarray:
-        """Return the mean square of what the other channels and a constant leave of each, [size]."""
-        mean = self.sum / max(self.count, 1)
+    def variance(self) -> np.ndarray:
+        """Return the variances, [size]."""
+        return np.asarray(self.energy() - (self.sum / max(self.count, 1)) ** 2)
+
+    def covariance(self) -> np.ndarray | None:
+        """Return the covariance, [size, size]; None where products weren't summed up."""
         if self.products is None:
-            return np.asarray(self.energy() - mean**2)
-        covariance = self.products / max(self.count, 1) - np.outer(mean, mean)
-        covariance[np.diag_indices_from(covariance)] += 1e-4 * np.trace(covariance) / len(mean) + 1e-30
-        return np.asarray(1 / np.diag(np.linalg.inv(covariance)))
+            return None
+        mean = self.sum / max(self.count, 1)
+        return np.asarray(self.products / max(self.count, 1) - np.outer(mean, mean))
 
 
 def _feeds(ride: Ride) -> str | None:
@@ -130,14 +168,17 @@ def norms(channels: Channels, ride: Ride, kind: str) -> np.ndarray:
     return np.asarray(np.abs(weight).sum(axis=rest) if kind == "l1" else np.sqrt((weight**2).sum(axis=rest)))
 
 
-def _collect(channels: Channels, norms: Iterable[tuple[Ride, np.ndarray]], reduce: str) -> np.ndarray:
-    """Return the norms of each unit's slices, relative to their layer's mean, put together; NaN: none."""
+def _collect(
+    channels: Channels, norms: Iterable[tuple[Ride, np.ndarray]], reduce: str, relative: bool = True
+) -> np.ndarray:
+    """Return the norms of each unit's slices put together, `relative` to their layer's mean; NaN: none."""
     count = channels.units.count
     total, number = np.zeros(count), np.zeros(count)
     gather: Callable[..., None] = np.maximum.at if reduce == "max" else np.add.at
     for ride, values in norms:
         units = channels.units.of[ride.labels.ravel()]
-        gather(total, units, values.ravel() / max(float(values.mean()), 1e-30))
+        size = max(float(values.mean()), 1e-30) if relative else 1.0
+        gather(total, units, values.ravel() / size)
         np.add.at(number, units, 1)
     total = total / np.maximum(number, 1) if reduce == "mean" else total
     return np.where(number > 0, total, np.nan)

@@ -290,6 +290,31 @@ def test_scores_see_what_they_say(score: str, gone: list[int]) -> None:
     assert masking.numbers(str(record.numbers["outputs_removed"])) == gone
 
 
+def test_calibration_data_decide_what_is_left_to_the_pass() -> None:
+    made = load(TESTDATA / "lenet5_digits.onnx")
+    data, runtime = load_data(TESTDATA / "digits_calib.npz", made), runtimes()["onnxruntime"].make()
+    context = Context(calibration=data, runtime=runtime)
+    plain = {"score": "l2", "scope": "layer", "reduce": "mean", "repair": "none"}
+    best = {"score": "residual", "scope": "global", "reduce": "sum", "repair": "least-squares"}
+    assert PruneChannels().decided(Context()) == PruneChannels(**plain)
+    assert PruneChannels().decided(context) == PruneChannels(**best)
+    assert PruneChannels(score="l1").decided(context) == PruneChannels(
+        **plain | {"score": "l1", "repair": "least-squares"}
+    )
+    assert PruneChannels(apply=False).decided(context).repair == "none"
+
+
+def test_a_layer_that_is_excluded_is_not_repaired() -> None:
+    made = models.model(CHAIN)
+    weight = made.graph.initializers["c"].const_value
+    images = np.random.default_rng(2).standard_normal((40, 3, 6, 6)).astype(np.float32)
+    runtime = runtimes()["onnxruntime"].make()
+    context = Context(calibration=load_data({"x": images}, made), runtime=runtime)
+    result = PruneChannels(exclude="c").call(made, context)
+    assert {each.layer for each in result.records if "repair" in each.numbers} == {"b"}
+    assert result.model.graph.initializers["c"].const_value is weight
+
+
 def test_a_repair_without_calibration_data_is_refused_before_anything_changes() -> None:
     made = models.model(CHAIN)
     with pytest.raises(UsageError, match="repair=bias needs calibration data"):
