@@ -14,8 +14,9 @@ from onnxcompress.base import Number, Record
 from onnxcompress.convolve import compose, compose_bias, composed, sees_outside
 from onnxcompress.cost import elements
 from onnxcompress.fusion import ELSEWHERE, Fusion, retire
+from onnxcompress.geometry import PARAMETRISED, parametrised
 from onnxcompress.layers import constant
-from onnxcompress.linear import PARAMETRISED, Linear, follower, parametrised
+from onnxcompress.linear import Linear, follower
 
 
 def merge_pad(fusion: Fusion, node: ir.Node) -> Record | None:

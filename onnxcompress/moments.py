@@ -10,8 +10,9 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcompress.base import Context, Runnable
+from onnxcompress.convolve import Window
 from onnxcompress.errors import CompressError, UsageError
-from onnxcompress.geometry import Geometry
+from onnxcompress.geometry import oriented
 from onnxcompress.layers import Layer
 from onnxcompress.windows import Windows
 
@@ -36,7 +37,7 @@ class Moments:
 
 
 def second_moments(
-    model: ir.Model, layers: Mapping[Layer, Geometry], context: Context
+    model: ir.Model, layers: Mapping[Layer, Window], context: Context
 ) -> Iterator[dict[Layer, Moments]]:
     """Yield the moments of `layers`, nodes of the main graph of `model`, on the context's calibration data.
 
@@ -44,14 +45,14 @@ def second_moments(
     not be changed in between. A hundredth of the inputs' mean square is added as white noise, so that they
     are positive definite. UsageError where there are no data; CompressError where inputs are not finite.
     """
-    batch: dict[Layer, Geometry] = {}
+    batch: dict[Layer, Window] = {}
     size = 0
-    for layer, geometry in layers.items():
+    for layer, window in layers.items():
         width = 8 * _width(layer) ** 2
         if batch and size + width > BUDGET:
             yield _streamed(model, batch, context)
             batch, size = {}, 0
-        batch[layer], size = geometry, size + width
+        batch[layer], size = window, size + width
     if batch:
         yield _streamed(model, batch, context)
 
@@ -80,7 +81,7 @@ class _Sum:
         return Moments(outputs=(self.products + noise * (self.weight @ self.weight.T)) / self.rows)
 
 
-def _streamed(model: ir.Model, layers: Mapping[Layer, Geometry], context: Context) -> dict[Layer, Moments]:
+def _streamed(model: ir.Model, layers: Mapping[Layer, Window], context: Context) -> dict[Layer, Moments]:
     data, runtime = context.calibration, context.runtime
     assert data is not None
     assert runtime is not None
@@ -89,8 +90,8 @@ def _streamed(model: ir.Model, layers: Mapping[Layer, Geometry], context: Contex
     runnable = runtime.patient().prepare(model, outputs=list(dict.fromkeys(names.values())))
     draw = np.random.default_rng(context.seed)
     for values in _values(runnable, data, context):
-        for layer, geometry in layers.items():
-            rows = windows(values[names[layer]], geometry, draw)
+        for layer, window in layers.items():
+            rows = windows(values[names[layer]], window, draw)
             if not np.isfinite(rows).all():
                 raise CompressError(
                     f"calibration: {names[layer]} holds NaN or infinity, expected finite numbers"
@@ -108,18 +109,18 @@ def _values(runnable: Runnable, data: Data, context: Context) -> Iterator[dict[s
         raise UsageError("calibration: there are no data, expected at least one sample")
 
 
-def windows(values: np.ndarray, geometry: Geometry, draw: np.random.Generator) -> np.ndarray:
-    """Return at most ROWS of the windows of `geometry` on `values`, drawn anew where there are more.
+def windows(values: np.ndarray, window: Window, draw: np.random.Generator) -> np.ndarray:
+    """Return at most ROWS of the places of `window` on `values`, drawn anew where there are more.
 
-    `values` are [samples, channels, *spatial], the result is [windows, channels * kernel]; where the geometry
+    `values` are [samples, channels, *spatial], the result is [windows, channels * kernel]; where the window
     has no axes they are [..., channels] and the rows of the last axis.
     """
-    if not geometry.kernel:
+    if not window.sizes:
         rows = values.reshape(-1, values.shape[-1])
         taken = draw.choice(len(rows), ROWS, replace=False) if len(rows) > ROWS else slice(None)
         return rows[taken].astype(np.float32, copy=False)
-    pads = (*geometry.begins, *geometry.ends)
-    where = Windows(values.shape[2:], geometry.kernel, geometry.strides, geometry.dilations, pads, "NOTSET")
+    pads = window.front + window.back
+    where = Windows(values.shape[2:], window.sizes, window.strides, window.dilations, pads, "NOTSET")
     places = (len(values), *where.output)
     count = int(np.prod(places))
     taken = draw.choice(count, ROWS, replace=False) if count > ROWS else np.arange(count)
@@ -143,5 +144,5 @@ def _wide_weight(layer: Layer) -> np.ndarray | None:
     """Return the weight [outputs, inputs] of a layer with too many inputs, None for others."""
     if _inputs(layer) <= WIDEST:
         return None
-    weight = np.moveaxis(layer.value(), layer.channel_axes[-1], 0)
+    weight = oriented(layer)
     return weight.reshape(len(weight), -1).astype(np.float32, copy=False)

@@ -12,10 +12,12 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from onnxcompress.base import Context, Effect, Need, Number, Pass, Result, option
-from onnxcompress.chains import Chain, chain, is_factor, oriented, write_chain
+from onnxcompress.chains import Chain, chain, is_factor, write_chain
+from onnxcompress.convolve import Window
+from onnxcompress.cost import Cost, chain_cost
 from onnxcompress.edit import Edit, same_ports
 from onnxcompress.factors import METHODS, Method, Ranks, Svd
-from onnxcompress.geometry import Cost, Geometry, Stage, cost, known_sizes
+from onnxcompress.geometry import known_sizes, oriented, window
 from onnxcompress.layers import Layer, by_weight
 from onnxcompress.loss import decibels
 from onnxcompress.model import clone
@@ -77,22 +79,21 @@ class Factorise(Pass):
         result, edit = Result(model), Edit(model)
         with same_ports(model):
             ShapeInferencePass()(model)  # sizes tell what a chain costs
-        chosen: dict[Layer, Geometry] = {}
+        chosen: dict[Layer, Window] = {}
         for readers, reason in list(by_weight(model, context, self.exclude)):
-            geometry = None if reason else Geometry.of(readers[0])
-            reason = reason or self.refusal(readers)
-            if reason or geometry is None:
-                result.left_all(readers, reason or "its pads or strides are unknown")
+            found = reason or self.refusal(readers) or window(readers[0])
+            if isinstance(found, str):
+                result.left_all(readers, found)
             else:
-                chosen[readers[0]] = geometry
-        seen: Mapping[Layer, Geometry] = {}
+                chosen[readers[0]] = found
+        seen: Mapping[Layer, Window] = {}
         if context.calibration is not None and context.runtime is not None:
             seen = {layer: each for layer, each in chosen.items() if layer.node.graph is model.graph}
-        for found in second_moments(clone(model), seen, context):
-            for layer, moments in found.items():
+        for batch in second_moments(clone(model), seen, context):
+            for layer, moments in batch.items():
                 self.factorise(edit, layer, chosen.pop(layer), moments, result)
-        for layer, geometry in chosen.items():
-            self.factorise(edit, layer, geometry, Moments(), result)
+        for layer, whole in chosen.items():
+            self.factorise(edit, layer, whole, Moments(), result)
         return result
 
     def refusal(self, readers: list[Layer]) -> str | None:
@@ -105,19 +106,11 @@ class Factorise(Pass):
             return "its weight is read more than once"
         if layer.size < self.min_size:
             return "too small"
-        if any(each.is_ref() for each in node.attributes.values()):
-            return "its attributes are those of a function"
-        if layer.position != 1 or node.attributes.get_int("transA", 0) != 0:
-            return "not a product of rows with a matrix"
-        if layer.op == "MatMul" and len(layer.shape) != 2:
-            return "a stack of matrices"
         if node.attributes.get_int("group", 1) != 1:
             return "a grouped convolution"
         return "a factor already" if is_factor(node) else None
 
-    def factorise(
-        self, edit: Edit, layer: Layer, geometry: Geometry, moments: Moments, result: Result
-    ) -> None:
+    def factorise(self, edit: Edit, layer: Layer, whole: Window, moments: Moments, result: Result) -> None:
         """Put the best chain in the place of `layer`, where there is one."""
         weight = oriented(layer)
         if not weight.any():
@@ -134,11 +127,11 @@ class Factorise(Pass):
             )
             return
         sizes, known = known_sizes(layer)
-        before = cost([Stage(weight.shape, geometry)], sizes)
+        before = chain_cost([whole], sizes)
         chains: list[Chain] = []
         for kind in kinds:
             method = kind(weight, moments.inputs, moments.outputs)
-            chains += self.chosen(method, partial(chain, method, geometry=geometry, sizes=sizes), before)
+            chains += self.chosen(method, partial(chain, method, whole=whole, sizes=sizes), before)
         if not chains:
             reason = "not cheaper" if self.by_energy else "no chain within the budget"
             result.left(layer, reason, parameters=before.parameters)
@@ -157,7 +150,7 @@ class Factorise(Pass):
             snr=decibels(best.method.matrix, product),
             **numbers,
         )
-        write_chain(edit, layer, kernels, [stage.geometry for stage in best.stages])
+        write_chain(edit, layer, kernels, best.windows)
 
     @property
     def by_energy(self) -> bool:

@@ -14,8 +14,8 @@ from onnxcompress.branches import merge_concat, merge_sum
 from onnxcompress.edit import Edit, drop_identities, same_ports
 from onnxcompress.folding import fold_after, fold_before, unfolded
 from onnxcompress.fusion import Fusion
+from onnxcompress.geometry import PARAMETRISED, parametrised
 from onnxcompress.layers import Layer, by_weight
-from onnxcompress.linear import PARAMETRISED, parametrised
 from onnxcompress.merging import merge_pad, merge_sequence
 from onnxcompress.model import graphs
 

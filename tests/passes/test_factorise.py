@@ -201,7 +201,7 @@ def test_an_unknown_size_of_the_input_is_no_obstacle_but_for_pads_that_depend_on
     assert records["even"].changed
     assert "macs" not in records["even"].numbers
     assert records["even"].numbers["macs_share"] == pytest.approx(2 / 3, abs=0.01)
-    assert records["odd"].what == "its pads or strides are unknown"
+    assert records["odd"].what == "its padding depends on the size of its input, which isn't known"
 
 
 @pytest.mark.parametrize("by_method", ["auto", "svd", "separable"])
@@ -357,9 +357,9 @@ def test_what_is_not_factorised_says_why() -> None:
         "one": "its weight is read more than once",
         "two": "its weight is read more than once",
         "embed": "Gather is not factorised",
-        "transposed": "not a product of rows with a matrix",
-        "leading": "not a product of rows with a matrix",
-        "stacked": "a stack of matrices",
+        "transposed": "its input is transposed",
+        "leading": "MatMul with its weight in place 0 is no plain convolution or product",
+        "stacked": "its weight has 3 axes, a matrix has 2",
         "groups": "a grouped convolution",
         "excluded": "excluded",
         "upward": "ConvTranspose is not factorised",
@@ -472,4 +472,4 @@ def test_a_layer_with_attributes_of_its_function_stays() -> None:
             [conv] y = Conv<strides: ints = @s, pads = [1, 1, 1, 1]>(x, w)
         }}"""
     )
-    assert run(made)["conv"].what == "its attributes are those of a function"
+    assert run(made)["conv"].what == "its attributes are those of a function's call"
