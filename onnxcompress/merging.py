@@ -111,7 +111,7 @@ def _sequence(fusion: Fusion, one: Linear, two: Linear, numbers: dict[str, Numbe
         return "border: the layer behind it pads with zeros, where one layer would see inputs"
     window = composed(one.window, two.window)
     after = one.cost_as(window, bool(inner.any() or outer.any()), elements(two.output))
-    if reason := fusion.balance([one.cost(), two.cost()], after, numbers):
+    if reason := fusion.balance([*one.nodes, *two.nodes], [one.cost(), two.cost()], after, numbers):
         return reason
     second = two.weight()
     bias = outer + compose_bias(inner, second, two.window.groups)

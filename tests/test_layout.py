@@ -20,7 +20,7 @@ RANKS = [
     ],
     ["formats"],
     ["runtimes"],
-    ["histogram", "calibrate", "moments", "measure", "verify"],
+    ["histogram", "calibrate", "moments", "measure", "parts", "verify"],
     ["qdq"],
     ["passes"],
     ["recipe", "registry", "report", "check", "pipeline"],

@@ -12,9 +12,11 @@ from onnx_ir.passes.common import ShapeInferencePass
 from onnxcompress import Context
 from onnxcompress.base import Record
 from onnxcompress.cost import Cost, total
+from onnxcompress.errors import UsageError
 from onnxcompress.model import clone, load
 from onnxcompress.passes import Fuse
 from onnxcompress.passes.simplify import census
+from onnxcompress.runtimes import OnnxRuntime
 
 TESTDATA = Path(__file__).parent.parent.parent / "testdata"
 NORM = ", float[4] scale = {}, float[4] shift = {}, float[4] mean = {}, float[4] variance = {1, 2, 1, 3}"
@@ -452,6 +454,47 @@ def test_merging_is_left_where_one_layer_costs_more_and_both_costs_are_told() ->
             "moved_before": 4 * channels * 64,
             "moved_after": 2 * channels * 64,
         }
+
+
+def test_by_time_layers_are_merged_where_that_is_measured_to_be_faster() -> None:
+    body = "a = Conv<pads=[1,0,1,0]>(x, v) y = Conv<pads=[0,1,0,1]>(a, w)"
+    engine = Context(runtime=OnnxRuntime(), threads=1)
+    for channels, after in ((1, "Conv"), (64, "Conv Conv")):
+        weights = (
+            f"float[{channels}, {channels}, 3, 1] v = {{}}, float[{channels}, {channels}, 1, 3] w = {{}}"
+        )
+        made = image(body, weights, channels, size=8 if channels == 1 else 32)
+        (record,) = Fuse(when="faster").call(made, engine).records
+        assert operators(made) == after
+        low, ratio, high = (float(record.numbers[name]) for name in ("ratio_low", "ratio", "ratio_high"))
+        assert low <= ratio <= high
+        assert record.changed == (high < 1) == (after == "Conv")
+        assert record.what == (
+            "merged with the layer behind it" if record.changed else "not faster as one layer here"
+        )
+
+
+def test_branches_are_timed_together_with_what_joins_them() -> None:
+    made = image(
+        "a = Conv<pads=[1,1,1,1]>(x, v) b = Conv(x, w) y = Sum(a, b, x)",
+        "float[4, 4, 3, 3] v = {}, float[4, 4, 1, 1] w = {}",
+    )
+    feeds = draw(made)
+    (expected,) = models.run(clone(made), feeds)
+    (record,) = Fuse(when="faster").call(made, Context(runtime=OnnxRuntime(), threads=1)).records
+    assert float(record.numbers["ratio_high"]) < 1
+    assert operators(made) == "Conv"
+    np.testing.assert_allclose(models.run(made, feeds)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_can_not_be_timed_stays_and_without_an_engine_nothing_is() -> None:
+    weights = "<float[3, 4, 1, 1] v = {}, float[5, 3, 3, 3] w = {}>"
+    text = f"net (float[N, 4, H, W] x) => (float[N, 5, I, J] y) {weights} {{ a = Conv(x, v) y = Conv(a, w) }}"
+    made = models.model(text)
+    (record,) = Fuse(when="faster").call(made, Context(runtime=OnnxRuntime())).records
+    assert record.what == "the sizes of x aren't known, so what reads it can't be timed"
+    with pytest.raises(UsageError, match="fuse: when=faster needs a runtime to measure with, none was given"):
+        Fuse(when="faster").call(made, Context())
 
 
 def test_branches_cost_what_they_read_and_write_and_so_does_what_joins_them() -> None:
