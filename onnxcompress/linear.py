@@ -138,8 +138,7 @@ def stored(layer: Layer, *arrays: np.ndarray) -> list[np.ndarray] | None:
 
 def write(edit: Edit, old: Linear, window: Window, weight: np.ndarray, bias: np.ndarray) -> None:
     """Make the nodes of `old` compute what `window`, `weight` and `bias`, of the dtype of its weight, say."""
-    node, graph = old.node, old.node.graph
-    assert isinstance(graph, ir.Graph)
+    node = old.node
     if not old.convolution:
         weight = weight if node.attributes.get_int("transB", 0) else weight.T
         node.attributes.pop("alpha", None)
@@ -151,14 +150,22 @@ def write(edit: Edit, old: Linear, window: Window, weight: np.ndarray, bias: np.
             dims = list(output.shape)
             dims[1 if old.convolution else -1] = window.outputs
             output.shape = ir.Shape(dims)
-    if old.adder is not None:
-        place = 1 if old.adder.inputs[0] is node.outputs[0] else 0
-        addend = old.adder.inputs[place]
-        assert addend is not None
-        old.adder.replace_input_with(place, edit.constant(graph, f"{old.layer.name}_bias", bias))
-        drop(addend)
-    elif bias.any() or len(node.inputs) > 2:
+    if old.adder is not None or bias.any() or len(node.inputs) > 2:
+        give_bias(edit, old, bias)
+
+
+def give_bias(edit: Edit, old: Linear, bias: np.ndarray) -> None:
+    """Let `old`, which takes one, add `bias` [channels] in place of its own."""
+    if old.adder is None:
         put_bias(edit, old.layer, bias)
+        return
+    place = 1 if old.adder.inputs[0] is old.node.outputs[0] else 0
+    addend = old.adder.inputs[place]
+    assert addend is not None
+    assert isinstance(old.node.graph, ir.Graph)
+    content = bias.astype(old.layer.tensor.dtype.numpy())
+    old.adder.replace_input_with(place, edit.constant(old.node.graph, f"{old.layer.name}_bias", content))
+    drop(addend)
 
 
 def put_bias(edit: Edit, layer: Layer, bias: np.ndarray) -> None:

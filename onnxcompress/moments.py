@@ -1,4 +1,4 @@
-"""Second moments of what layers read, streamed over calibration data."""
+"""Mean and covariance of what layers read, streamed over calibration data."""
 
 from __future__ import annotations
 
@@ -27,13 +27,24 @@ _RIDGE = 0.01  # of white inputs in the moments: few samples say nothing of most
 
 @dataclass(frozen=True)
 class Moments:
-    """The second moments of the windows of a layer, and where these are too wide of what it makes of them.
+    """Mean [inputs * kernel] and covariance of the windows of a layer, float64; none where it has no data.
 
-    One of `inputs` [inputs * kernel, same] and `outputs` [outputs, same], float64, is there.
+    Of the covariances `inputs` [inputs * kernel, same] and `outputs` [outputs, same], that of what a layer
+    makes of windows too wide for the other, one is there.
     """
 
+    mean: np.ndarray | None = None
     inputs: np.ndarray | None = None
     outputs: np.ndarray | None = None
+
+    def about_zero(self, weight: np.ndarray) -> Moments:
+        """Return the second moments as they are without subtracting the mean; of the layer's own `weight`."""
+        if self.mean is None:
+            return self
+        if self.inputs is not None:
+            return Moments(inputs=self.inputs + np.outer(self.mean, self.mean))
+        made = weight.reshape(len(weight), -1) @ self.mean
+        return Moments(outputs=self.outputs + np.outer(made, made))
 
 
 def second_moments(
@@ -42,8 +53,8 @@ def second_moments(
     """Yield the moments of `layers`, nodes of the main graph of `model`, on the context's calibration data.
 
     They come a few layers at a time, as many as fit in memory; `model` is run anew for each yield and must
-    not be changed in between. A hundredth of the inputs' mean square is added as white noise, so that they
-    are positive definite. UsageError where there are no data; CompressError where inputs are not finite.
+    not be changed in between. A hundredth of the inputs' variance is added as white noise, so that they are
+    positive definite. UsageError where there are no data; CompressError where inputs are not finite.
     """
     batch: dict[Layer, Window] = {}
     size = 0
@@ -59,26 +70,38 @@ def second_moments(
 
 @dataclass
 class _Sum:
-    """Running sums of a layer: of outer products, of squares, and of rows; `weight` is set for a wide one."""
+    """Running sums of a layer, of what is `shift` less: of outer products, values, squares, and rows.
+
+    The shift is the mean of the first rows, so that a large mean costs no digits; `weight` is set for a wide
+    layer.
+    """
 
     products: np.ndarray
     weight: np.ndarray | None
+    shift: np.ndarray | None = None
+    values: np.ndarray | float = 0.0
     squares: float = 0.0
     rows: int = 0
 
     def add(self, rows: np.ndarray) -> None:
+        self.shift = rows.mean(axis=0) if self.shift is None else self.shift
+        rows = rows - self.shift
+        self.values += rows.sum(axis=0, dtype=np.float64)
         self.squares += float(np.vdot(rows, rows))
         self.rows += len(rows)
         seen = rows if self.weight is None else rows @ self.weight.T
         self.products += seen.T @ seen
 
     def moments(self) -> Moments:
-        inputs = self.products.shape[0] if self.weight is None else self.weight.shape[1]
-        noise = _RIDGE * self.squares / inputs
-        noise = noise if noise > 0 else 1.0  # all inputs are zero: as if white
+        assert self.shift is not None
+        off = np.asarray(self.values) / self.rows
+        variance = self.squares / self.rows - float(np.vdot(off, off))
+        noise = _RIDGE * variance / len(off) if variance > 0 else 1.0  # constant inputs count as white
+        mean, products = self.shift + off, self.products / self.rows
         if self.weight is None:
-            return Moments(inputs=(self.products + noise * np.eye(inputs)) / self.rows)
-        return Moments(outputs=(self.products + noise * (self.weight @ self.weight.T)) / self.rows)
+            return Moments(mean, inputs=products - np.outer(off, off) + noise * np.eye(len(off)))
+        made, white = self.weight @ off, self.weight @ self.weight.T
+        return Moments(mean, outputs=products - np.outer(made, made) + noise * white)
 
 
 def _streamed(model: ir.Model, layers: Mapping[Layer, Window], context: Context) -> dict[Layer, Moments]:

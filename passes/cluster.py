@@ -103,8 +103,8 @@ class Cluster(Pass):
         held: dict[Layer, np.ndarray] = {}
         for moments in second_moments(clone(model), seen, context):
             for layer, each in moments.items():
-                if each.inputs is not None:
-                    held[layer] = spread(np.diagonal(each.inputs), layer)
+                if each.inputs is not None and each.mean is not None:
+                    held[layer] = spread(np.diagonal(each.inputs) + each.mean**2, layer)
         return held
 
     def cluster(self, readers: Sequence[Layer], held: np.ndarray | None, result: Result) -> None:

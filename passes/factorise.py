@@ -19,6 +19,7 @@ from onnxcompress.edit import Edit, same_ports
 from onnxcompress.factors import METHODS, Method, Ranks, Svd
 from onnxcompress.geometry import known_sizes, oriented, window
 from onnxcompress.layers import Layer, by_weight
+from onnxcompress.linear import Linear, give_bias, linear
 from onnxcompress.loss import decibels
 from onnxcompress.model import clone
 from onnxcompress.moments import Moments, second_moments
@@ -40,13 +41,14 @@ class Factorise(Pass):
     multiplications. ``auto`` takes, of all that fit, the cheapest (by the sum of both shares), with a rank or
     budget the one that keeps most energy.
 
-    Energy is of the outputs on calibration data, where there are some: inputs that hardly vary cost no rank,
-    and the last kernel makes the error of the others least. Layers in the bodies of If and Loop, and all
-    layers without such data, count their inputs as white: energy then is the sum of squares of the weight.
-    Of layers with more than 4,608 inputs (channels times kernel) only ``svd`` uses the data. Biases stay as
-    they are. Grouped, tied and quantized layers stay, and those that others follow without a non-linearity
-    between: they are factors already, so a second run is idle (with data, but for layers that just missed
-    the energy: their inputs have changed).
+    Energy is the variance of the outputs on calibration data, where there are some: inputs that hardly vary
+    cost no rank, the last kernel makes the error of the others least, and the bias takes up what they lose on
+    average (where there is no place for one, energy is the mean square). Layers in the bodies of If and Loop,
+    and all layers without such data, count their inputs as white: energy then is the sum of squares of the
+    weight. Of layers with more than 4,608 inputs (channels times kernel) only ``svd`` uses the data. Grouped,
+    tied and quantized layers stay, and those that others follow without a non-linearity between: they are
+    factors already, so a second run is idle (with data, but for layers that just missed the energy: their
+    inputs have changed).
     Source: Denton et al., NIPS 2014 (svd); Jaderberg et al., BMVC 2014 (separable); Kim et al., ICLR 2016
     (tucker); Guo et al., BMVC 2018 (depthwise); Zhang et al., TPAMI 2016 (data).
     """
@@ -112,7 +114,9 @@ class Factorise(Pass):
 
     def factorise(self, edit: Edit, layer: Layer, whole: Window, moments: Moments, result: Result) -> None:
         """Put the best chain in the place of `layer`, where there is one."""
-        weight = oriented(layer)
+        weight, view = oriented(layer), linear(layer)
+        if isinstance(view, str) or not view.takes_bias():
+            moments = moments.about_zero(weight)
         if not weight.any():
             result.left(layer, "all its weights are zero")
             return
@@ -150,6 +154,9 @@ class Factorise(Pass):
             snr=decibels(best.method.matrix, product),
             **numbers,
         )
+        if isinstance(view, Linear) and moments.mean is not None:
+            lost = (best.method.matrix - product) @ moments.mean
+            give_bias(edit, view, view.bias() + lost * layer.node.attributes.get_float("alpha", 1.0))
         write_chain(edit, layer, kernels, best.windows)
 
     @property

@@ -260,6 +260,45 @@ def test_calibration_data_lower_the_error_of_the_outputs(method: str) -> None:
         assert models.snr(expected, second) > models.snr(expected, first) + 1
 
 
+LAYERS = {  # the dims of x, a layer, and whether there is a place for a bias
+    "Gemm": ("N, 40", "y = Gemm<alpha = 0.5, beta = 3.0>(x, w, b)", True),
+    "MatMul": ("N, 40", "y = MatMul(x, w)", True),
+    "MatMul of vectors, and Add": ("N, 6, 40", "m = MatMul(x, w) y = Add(b, m)", True),
+    "MatMul of vectors": ("N, 6, 40", "y = MatMul(x, w)", False),
+    "Conv": ("N, 40, 5, 5", "y = Conv(x, k, b)", True),
+}
+
+
+@pytest.mark.parametrize(("dims", "body", "takes_bias"), LAYERS.values(), ids=LAYERS)
+@pytest.mark.parametrize("widest", [0, 4608])
+def test_the_bias_takes_up_what_inputs_with_a_large_mean_lose(
+    dims: str, body: str, takes_bias: bool, widest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxcompress.moments.WIDEST", widest)
+    given = models.model(
+        f"""net (float[{dims}] x) => (float[{", ".join("NABC"[: dims.count(",") + 1])}] y)
+        <float[40, 30] w = {{}}, float[30, 40, 2, 2] k = {{}}, float[30] b = {{}}> {{ {body} }}"""
+    )
+    draw = np.random.default_rng(4)
+    shape, axis = (8, *(int(dim) for dim in dims.split(",")[1:])), 1 if "Conv" in body else -1
+    mean, direction = draw.normal(50, 20, 40), draw.standard_normal(40)
+
+    def sample() -> np.ndarray:
+        main = draw.standard_normal((*shape[:-1], 1) if axis == -1 else (8, 1, 1, 1))
+        values = np.moveaxis(0.1 * draw.standard_normal(shape), axis, -1)
+        return np.moveaxis(values + np.moveaxis(main, axis, -1) * direction + mean, -1, axis)
+
+    feeds = [{"x": sample().astype(np.float32)} for _ in range(9)]
+    plain, aware = clone(given), clone(given)
+    run(plain, rank=1, method="svd", when="always")
+    run(aware, calibrated(given, feeds[:8]), rank=1, method="svd", when="always")
+    expected, blind, found = (models.run(each, feeds[8])[0] for each in (given, plain, aware))
+    varying = np.linalg.norm(expected - expected.mean(axis=0))
+    error = np.linalg.norm(found - expected)
+    assert error < 0.1 * np.linalg.norm(blind - expected)
+    assert (error < 0.4 * varying) == takes_bias
+
+
 def test_the_data_lower_the_error_of_products_too_wide_for_their_moments(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
