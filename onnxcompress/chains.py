@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -9,13 +10,15 @@ from functools import cached_property
 import numpy as np
 import onnx_ir as ir
 
+from onnxcompress.base import Context
 from onnxcompress.convolve import Ints, Window
 from onnxcompress.cost import Cost, chain_cost
 from onnxcompress.edit import Edit, drop, home
 from onnxcompress.factors import Method, Ranks, Shape
 from onnxcompress.geometry import put_window
-from onnxcompress.layers import LINEAR, Layer, constant
+from onnxcompress.layers import LINEAR, Layer, by_weight, constant
 from onnxcompress.linear import follower
+from onnxcompress.model import clone
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,15 @@ def write_chain(edit: Edit, layer: Layer, kernels: Sequence[np.ndarray], windows
             put_window(step, window)
         source = step.outputs[0]
     drop(old)
+
+
+def rewritten(part: ir.Model, chain: Chain) -> ir.Model:
+    """Return a copy of `part`, a model of one layer, with `chain` in its place; its weights are any."""
+    made = clone(part)
+    (((layer, *_), _),) = by_weight(made, Context())
+    kernels = [np.full(window.shape, 1 / math.prod(window.shape)) for window in chain.windows]
+    write_chain(Edit(made), layer, kernels, chain.windows)
+    return made
 
 
 def is_factor(node: ir.Node) -> bool:

@@ -103,7 +103,7 @@ class Stopwatch:
     """
 
     context: Context
-    seconds: float = 120.0
+    seconds: float
     _spent: float = field(default=0.0, init=False)
     _known: dict[tuple[object, ...], list[Latency]] = field(default_factory=dict, init=False)
 

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from onnxcompress.base import Context, Effect, Need, Number, Pass, Result, option
-from onnxcompress.chains import Chain, chain, is_factor, write_chain
+from onnxcompress.chains import is_factor, write_chain
+from onnxcompress.choice import Choice, timer
 from onnxcompress.convolve import Window
-from onnxcompress.cost import Cost, chain_cost
+from onnxcompress.cost import chain_cost
 from onnxcompress.edit import Edit, same_ports
-from onnxcompress.factors import METHODS, Method, Ranks, Svd
+from onnxcompress.errors import CompressError, UsageError
+from onnxcompress.factors import METHODS, Method, Svd
 from onnxcompress.geometry import known_sizes, oriented, window
 from onnxcompress.layers import Layer, by_weight
 from onnxcompress.linear import Linear, give_bias, linear
 from onnxcompress.loss import decibels
 from onnxcompress.model import clone
 from onnxcompress.moments import Moments, second_moments
-
-_ROUNDING = 1e-9  # of the energy that all ranks together keep
+from onnxcompress.parts import Stopwatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +39,12 @@ class Factorise(Pass):
     layer's outputs; or the rank given; or the highest one within the budgets of parameters and
     multiplications. ``auto`` takes, of all that fit, the cheapest (by the sum of both shares), with a rank or
     budget the one that keeps most energy.
+
+    With ``when=faster`` a chain must also be faster on this machine: it and the layer are run in turns, on
+    one sample, and it is taken where the whole 95 % interval of the ratio is below 1; of all, the fastest.
+    Ranks that are multiples of 16 are tried beside those that the energy asks for. ``latency`` is a budget:
+    the highest rank whose measured ratio, at the upper end of the interval, isn't above it. Records hold the
+    ratio. Layers and chains that are alike are timed once.
 
     Energy is the variance of the outputs on calibration data, where there are some: inputs that hardly vary
     cost no rank, the last kernel makes the error of the others least, and the bias takes up what they lose on
@@ -68,9 +73,15 @@ class Factorise(Pass):
     macs: float = option(
         1.0, "share of each layer's multiplications to keep, whatever the energy", within=(0.0, 1.0)
     )
-    when: str = option(
-        "cheaper", "only where parameters and multiplications get fewer", choices=("cheaper", "always")
+    latency: float = option(
+        1.0, "share of each layer's measured latency to keep, whatever the energy", within=(0.0, 1.0)
     )
+    when: str = option(
+        "cheaper",
+        "only where parameters and multiplications get fewer, or where that is measured to be faster, too",
+        choices=("cheaper", "always", "faster"),
+    )
+    seconds: float = option(120.0, "time to measure latencies, in all", within=(0.0, 1e9))
     min_size: int = option(1024, "leave weights with fewer elements alone", within=(0, 2**62))
     exclude: str = option(
         "", "leave layers alone whose whole name matches this regular expression", pattern=True
@@ -78,7 +89,7 @@ class Factorise(Pass):
 
     def call(self, model: ir.Model, context: Context) -> Result:
         """Factorise the layers of `model` in place."""
-        result, edit = Result(model), Edit(model)
+        result, edit, watch = Result(model), Edit(model), self.watch(context)
         with same_ports(model):
             ShapeInferencePass()(model)  # sizes tell what a chain costs
         chosen: dict[Layer, Window] = {}
@@ -93,10 +104,30 @@ class Factorise(Pass):
             seen = {layer: each for layer, each in chosen.items() if layer.node.graph is model.graph}
         for batch in second_moments(clone(model), seen, context):
             for layer, moments in batch.items():
-                self.factorise(edit, layer, chosen.pop(layer), moments, result)
+                self.factorise(edit, layer, chosen.pop(layer), moments, watch, result)
         for layer, whole in chosen.items():
-            self.factorise(edit, layer, whole, Moments(), result)
+            self.factorise(edit, layer, whole, Moments(), watch, result)
         return result
+
+    @property
+    def choice(self) -> Choice:
+        """What a chain must keep and may cost."""
+        return Choice(
+            energy=self.energy,
+            rank=self.rank,
+            params=self.params,
+            macs=self.macs,
+            latency=self.latency,
+            when=self.when,
+        )
+
+    def watch(self, context: Context) -> Stopwatch | None:
+        """Return what times chains, where they are chosen by time."""
+        if not self.choice.by_time:
+            return None
+        if context.runtime is None:
+            raise UsageError(f"{self.name}: measured latency needs a runtime to measure with, none was given")
+        return Stopwatch(context, self.seconds)
 
     def refusal(self, readers: list[Layer]) -> str | None:
         """Return why the weight that `readers` share must stay, or None."""
@@ -112,7 +143,15 @@ class Factorise(Pass):
             return "a grouped convolution"
         return "a factor already" if is_factor(node) else None
 
-    def factorise(self, edit: Edit, layer: Layer, whole: Window, moments: Moments, result: Result) -> None:
+    def factorise(
+        self,
+        edit: Edit,
+        layer: Layer,
+        whole: Window,
+        moments: Moments,
+        watch: Stopwatch | None,
+        result: Result,
+    ) -> None:
         """Put the best chain in the place of `layer`, where there is one."""
         weight, view = oriented(layer), linear(layer)
         if isinstance(view, str) or not view.takes_bias():
@@ -132,23 +171,24 @@ class Factorise(Pass):
             return
         sizes, known = known_sizes(layer)
         before = chain_cost([whole], sizes)
-        chains: list[Chain] = []
-        for kind in kinds:
-            method = kind(weight, moments.inputs, moments.outputs)
-            chains += self.chosen(method, partial(chain, method, whole=whole, sizes=sizes), before)
-        if not chains:
-            reason = "not cheaper" if self.by_energy else "no chain within the budget"
-            result.left(layer, reason, parameters=before.parameters)
+        numbers: dict[str, Number] = {"parameters": before.parameters}
+        methods = [kind(weight, moments.inputs, moments.outputs) for kind in kinds]
+        try:
+            timed = None if watch is None else timer(watch, edit.model, layer.node)
+            best = self.choice.best(methods, whole, sizes, timed, numbers)
+        except CompressError as error:  # it can't be timed
+            best = str(error)
+        if isinstance(best, str):
+            result.left(layer, best, **numbers)
             return
-        best = min(chains, key=lambda each: each.cost.share(before) if self.by_energy else -each.kept)
         kernels, product = best.method.kernels(best.ranks)
-        numbers: dict[str, Number] = {"macs": before.macs, "macs_after": best.cost.macs} if known else {}
+        if known:
+            numbers |= {"macs": before.macs, "macs_after": best.cost.macs}
         result.changed(
             layer,
             f"factorised by {best.method.name}",
             rank="x".join(map(str, best.ranks)),
             energy=best.kept,
-            parameters=before.parameters,
             parameters_after=best.cost.parameters,
             macs_share=best.cost.macs / before.macs,
             snr=decibels(best.method.matrix, product),
@@ -158,30 +198,3 @@ class Factorise(Pass):
             lost = (best.method.matrix - product) @ moments.mean
             give_bias(edit, view, view.bias() + lost * layer.node.attributes.get_float("alpha", 1.0))
         write_chain(edit, layer, kernels, best.windows)
-
-    @property
-    def by_energy(self) -> bool:
-        """Whether the energy decides on ranks, and no rank or budget does."""
-        return not self.rank and self.params == self.macs == 1
-
-    def chosen(self, method: Method, make: Callable[[Ranks], Chain], before: Cost) -> Iterator[Chain]:
-        """Yield the chain that `method` offers, one that `make` returns, or none."""
-        ladder: Sequence[Ranks] = method.ladder
-        if self.rank:
-            ladder = list(dict.fromkeys(tuple(min(each, self.rank) for each in ranks) for ranks in ladder))
-        end = bisect_left(ladder, True, key=lambda ranks: not self.allows(make(ranks), before))
-        place = end - 1
-        if self.by_energy:
-            wanted = self.energy - _ROUNDING
-            place = bisect_left(ladder, True, hi=end, key=lambda ranks: method.kept(ranks) >= wanted)
-        if 0 <= place < end:
-            yield make(ladder[place])
-
-    def allows(self, chain: Chain, before: Cost) -> bool:
-        """Return whether `chain` has no more of anything than the options allow."""
-        after = chain.cost
-        return (
-            not (self.params < 1 and after.parameters > self.params * before.parameters)
-            and not (self.macs < 1 and after.macs > self.macs * before.macs)
-            and (self.when == "always" or (after.parameters < before.parameters and after.macs < before.macs))
-        )

@@ -59,6 +59,7 @@ class Fuse(Pass):
         "merge layers where that costs less, wherever it is exact, or where it is measured to be faster",
         choices=("cheaper", "always", "faster"),
     )
+    seconds: float = option(120.0, "time to measure latencies, in all", within=(0.0, 1e9))
     exclude: str = option(
         "", "leave layers alone whose whole name matches this regular expression", pattern=True
     )
@@ -90,7 +91,7 @@ class Fuse(Pass):
             return always if self.when == "always" else cheaper
         if context.runtime is None:
             raise UsageError(f"{self.name}: when=faster needs a runtime to measure with, none was given")
-        watch = Stopwatch(context)
+        watch = Stopwatch(context, self.seconds)
 
         def faster(
             nodes: Sequence[ir.Node], before: Cost | None, after: Cost | None, numbers: dict[str, Number]

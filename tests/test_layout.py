@@ -20,7 +20,7 @@ RANKS = [
     ],
     ["formats"],
     ["runtimes"],
-    ["histogram", "calibrate", "moments", "measure", "parts", "verify"],
+    ["histogram", "calibrate", "moments", "measure", "parts", "choice", "verify"],
     ["qdq"],
     ["passes"],
     ["recipe", "registry", "report", "check", "pipeline"],

@@ -136,7 +136,7 @@ def test_alternatives_are_timed_in_turns_and_each_kind_once() -> None:
     told: list[str] = []
     Slow.prepared.clear()
     context = Context(runtime=Slow(), threads=3, progress=lambda *args: told.append(str(args)))  # type: ignore[arg-type]
-    watch = Stopwatch(context)
+    watch = Stopwatch(context, 60)
     alone, both = watch.times([one, two])
     assert alone.ratio == 1
     assert 1.2 < both.ratio < 2.5
@@ -149,7 +149,7 @@ def test_alternatives_are_timed_in_turns_and_each_kind_once() -> None:
 
 def test_measuring_ends_when_its_time_is_over() -> None:
     made = network()
-    watch = Stopwatch(Context(runtime=OnnxRuntime()), seconds=0.0)
+    watch = Stopwatch(Context(runtime=OnnxRuntime()), 0)
     watch.times([cut(made, [made.graph.node("second")])])
     with pytest.raises(CompressError, match="not measured: the 0 s for measuring are over"):
         watch.times([cut(made, [made.graph.node("first")])])
@@ -159,7 +159,7 @@ def test_feeds_may_be_given_and_an_engine_is_needed() -> None:
     made = network()
     part = cut(made, [made.graph.node("second")])
     feeds = {"f": np.ones((1, 3, 8, 8), np.float32)}
-    (found,) = Stopwatch(Context(runtime=OnnxRuntime(), threads=1)).times([part], feeds)
+    (found,) = Stopwatch(Context(runtime=OnnxRuntime(), threads=1), 60).times([part], feeds)
     assert found.seconds > 0
     with pytest.raises(UsageError, match="there is no runtime to measure with"):
-        Stopwatch(Context())
+        Stopwatch(Context(), 60)

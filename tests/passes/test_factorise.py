@@ -245,6 +245,42 @@ def test_budgets_and_ranks_take_the_most_they_may() -> None:
     assert run(clone(given), params=0.0)["second"].what == "no chain within the budget"
 
 
+def test_by_time_only_what_is_measured_to_be_faster_is_done() -> None:
+    text = """net (float[N, 1024] x, float[N, 8, 4, 4] z) => (float[N, 1024] y, float[N, 8, 2, 2] u)
+    <float[1024, 1024] w = {}, float[8, 8, 3, 3] k = {}>
+    { [large] y = MatMul(x, w) [small] u = Conv(z, k) }"""
+    engine = Context(runtime=OnnxRuntime(), threads=1)
+    made = models.model(text)
+    large = made.graph.initializers["w"]
+    large.const_value = ir.tensor(smooth((1024, 1024)), name="w")
+    records = run(made, engine, energy=0.9, when="faster")
+    assert records["large"].what == "factorised by svd"
+    assert records["large"].numbers["ratio_high"] < 1
+    assert records["small"].what == "not faster here"
+    assert records["small"].numbers["ratio_high"] >= 1
+    assert operators(made) == ["MatMul", "MatMul", "Conv"]
+
+
+def test_a_latency_budget_is_kept_by_the_upper_end_of_what_is_measured() -> None:
+    made = models.model(
+        """net (float[N, 1024] x) => (float[N, 1024] y) <float[1024, 1024] w = {}>
+        { [fc] y = MatMul(x, w) }"""
+    )
+    numbers = run(made, Context(runtime=OnnxRuntime(), threads=1), latency=0.6)["fc"].numbers
+    assert numbers["ratio_low"] <= numbers["ratio"] <= numbers["ratio_high"] <= 0.6
+    assert numbers["parameters_after"] > 0.1 * numbers["parameters"]
+
+
+def test_to_measure_an_engine_is_needed_and_time() -> None:
+    made = models.model(NETWORK)
+    for options in ({"when": "faster"}, {"latency": 0.5}):
+        with pytest.raises(UsageError, match="factorise: measured latency needs a runtime to measure with"):
+            run(made, **options)
+    records = run(made, Context(runtime=OnnxRuntime()), when="faster", energy=0.5, seconds=0.0)
+    assert not records["second"].changed
+    assert records["second"].what == "not measured: the 0 s for measuring are over"
+
+
 @pytest.mark.parametrize("method", ["svd", "separable", "tucker", "depthwise", "two-3x3"])
 def test_calibration_data_lower_the_error_of_the_outputs(method: str) -> None:
     given = models.model(
