@@ -15,7 +15,7 @@ from onnxcompress.convolve import Ints, Window
 from onnxcompress.cost import Cost, chain_cost
 from onnxcompress.factors import Method, Ranks
 from onnxcompress.measure import Latency
-from onnxcompress.parts import Stopwatch, cut
+from onnxcompress.parts import Stopwatch, cut, faster
 
 Timed = Callable[[Sequence[Chain]], list[Latency]]
 BLOCK = 16  # channels that engines work on at once: chains of such ranks are timed, too
@@ -117,4 +117,4 @@ class Choice:
 
     def _fast(self, latency: Latency) -> bool:
         """Return whether a chain that was measured so is fast enough, by the upper end of the interval."""
-        return latency.high < 1 and latency.high <= self.latency
+        return faster(latency) and latency.high <= self.latency

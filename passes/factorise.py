@@ -41,7 +41,7 @@ class Factorise(Pass):
     budget the one that keeps most energy.
 
     With ``when=faster`` a chain must also be faster on this machine: it and the layer are run in turns, on
-    one sample, and it is taken where the whole 95 % interval of the ratio is below 1; of all, the fastest.
+    one sample, and it is taken where the whole 95 % interval of the ratio is below 0.99; of all, the fastest.
     Ranks that are multiples of 16 are tried beside those that the energy asks for. ``latency`` is a budget:
     the highest rank whose measured ratio, at the upper end of the interval, isn't above it. Records hold the
     ratio. Layers and chains that are alike are timed once.
@@ -63,7 +63,7 @@ class Factorise(Pass):
     uses: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION, Need.RUNTIME})
 
     method: str = option("auto", "which chain", choices=("auto", *(each.name for each in METHODS)))
-    energy: float = option(0.95, "share of the energy of each layer's outputs to keep", within=(0.0, 1.0))
+    energy: float = option(0.99, "share of the energy of each layer's outputs to keep", within=(0.0, 1.0))
     rank: int = option(
         0, "no rank above this, whatever the energy (0: by energy or budget)", within=(0, 2**62)
     )

@@ -20,7 +20,7 @@ from onnxcompress.geometry import PARAMETRISED, parametrised
 from onnxcompress.layers import Layer, by_weight
 from onnxcompress.merging import merge_pad, merge_sequence
 from onnxcompress.model import clone, graphs
-from onnxcompress.parts import Stopwatch, cut
+from onnxcompress.parts import Stopwatch, cut, faster
 
 # Each is tried on every node, in this order, again and again as long as one of them changes something.
 RULES = (merge_pad, fold_after, merge_sum, merge_concat, merge_sequence, fold_before, unfolded)
@@ -44,8 +44,8 @@ class Fuse(Pass):
     more traffic than they save, those of many channels stay. Records hold both figures, before and after.
     With ``when=faster`` layers are merged where that is faster on this machine: the part of the graph they
     are is run before and after, in turns, on one sample, and merged where the whole 95 % interval of the
-    ratio is below 1. Records hold the ratio. Parts that are alike are timed once; times vary, so a second run
-    may find another one of those that hardly differ. Folding always pays.
+    ratio is below 0.99. Records hold the ratio. Parts that are alike are timed once; times vary, so a second
+    run may find another one of those that hardly differ. Folding always pays.
     Source: Jacob et al., CVPR 2018, section 3.2; Ding et al., RepVGG, CVPR 2021; Jha et al., VLSI Design
     2019, on the traffic of compact networks.
     """
@@ -93,7 +93,7 @@ class Fuse(Pass):
             raise UsageError(f"{self.name}: when=faster needs a runtime to measure with, none was given")
         watch = Stopwatch(context, self.seconds)
 
-        def faster(
+        def timed(
             nodes: Sequence[ir.Node], before: Cost | None, after: Cost | None, numbers: dict[str, Number]
         ) -> str | None:
             try:
@@ -105,9 +105,9 @@ class Fuse(Pass):
             except CompressError as error:
                 return str(error)
             numbers.update(found.numbers)
-            return None if found.high < 1 else "not faster as one layer here"
+            return None if faster(found) else "not faster as one layer here"
 
-        return faster
+        return timed
 
     def layers(self, model: ir.Model, context: Context) -> Iterator[tuple[ir.Node, Layer]]:
         """Yield every node with a weight and its layer, which must stay where others read the weight, too."""

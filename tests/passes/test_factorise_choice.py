@@ -61,9 +61,9 @@ def test_by_time_only_what_is_measured_to_be_faster_is_done() -> None:
     large.const_value = ir.tensor(smooth((1024, 1024)), name="w")
     records = run(made, engine, energy=0.9, when="faster")
     assert records["large"].what == "factorised by svd"
-    assert records["large"].numbers["ratio_high"] < 1
+    assert records["large"].numbers["ratio_high"] < 0.99
     assert records["small"].what == "not faster here"
-    assert records["small"].numbers["ratio_high"] >= 1
+    assert records["small"].numbers["ratio_high"] >= 0.99
     assert operators(made) == ["MatMul", "MatMul", "Conv"]
 
 

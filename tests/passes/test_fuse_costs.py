@@ -47,7 +47,7 @@ def test_by_time_layers_are_merged_where_that_is_measured_to_be_faster() -> None
         assert operators(made) == after
         low, ratio, high = (float(record.numbers[name]) for name in ("ratio_low", "ratio", "ratio_high"))
         assert low <= ratio <= high
-        assert record.changed == (high < 1) == (after == "Conv")
+        assert record.changed == (high < 0.99) == (after == "Conv")
         assert record.what == (
             "merged with the layer behind it" if record.changed else "not faster as one layer here"
         )
@@ -61,7 +61,7 @@ def test_branches_are_timed_together_with_what_joins_them() -> None:
     feeds = draw(made)
     (expected,) = models.run(clone(made), feeds)
     (record,) = Fuse(when="faster").call(made, Context(runtime=OnnxRuntime(), threads=1)).records
-    assert float(record.numbers["ratio_high"]) < 1
+    assert float(record.numbers["ratio_high"]) < 0.99
     assert operators(made) == "Conv"
     np.testing.assert_allclose(models.run(made, feeds)[0], expected, rtol=1e-4, atol=1e-5)
 
