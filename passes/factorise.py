@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 import onnx_ir as ir
@@ -112,14 +112,7 @@ class Factorise(Pass):
     @property
     def choice(self) -> Choice:
         """What a chain must keep and may cost."""
-        return Choice(
-            energy=self.energy,
-            rank=self.rank,
-            params=self.params,
-            macs=self.macs,
-            latency=self.latency,
-            when=self.when,
-        )
+        return Choice(**{each.name: getattr(self, each.name) for each in fields(Choice)})
 
     def watch(self, context: Context) -> Stopwatch | None:
         """Return what times chains, where they are chosen by time."""
