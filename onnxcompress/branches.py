@@ -186,7 +186,8 @@ def _side_by_side(
         return refuse(joined)
     target, weight, bias = joined
     kept = next((layer for layer in layers if layer.takes_bias()), layers[0])
-    if reason := fusion.balance(*_costs(node, parts, kept, target, bias), numbers):
+    nodes = [*(each for part in parts for each in part.nodes), node]
+    if reason := fusion.balance(nodes, *_costs(node, parts, kept, target, bias), numbers):
         return refuse(reason)
     if reason := fusion.put(kept, layers, target, weight(), bias):
         return refuse(reason)

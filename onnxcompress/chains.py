@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
 
+from onnxcompress.base import Context
+from onnxcompress.convolve import Ints, Window
+from onnxcompress.cost import Cost, chain_cost
 from onnxcompress.edit import Edit, drop, home
 from onnxcompress.factors import Method, Ranks, Shape
-from onnxcompress.geometry import Cost, Geometry, Ints, Stage, cost
-from onnxcompress.layers import LINEAR, Layer, constant
+from onnxcompress.geometry import put_window
+from onnxcompress.layers import LINEAR, Layer, by_weight, constant
 from onnxcompress.linear import follower
+from onnxcompress.model import clone
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,7 @@ class Chain:
 
     method: Method
     ranks: Ranks
-    stages: list[Stage]
+    windows: list[Window]
     cost: Cost
 
     @cached_property
@@ -31,19 +36,19 @@ class Chain:
         return self.method.kept(self.ranks)
 
 
-def chain(method: Method, ranks: Ranks, geometry: Geometry, sizes: Ints) -> Chain:
-    """Return the chain of `ranks` for a layer with `geometry`, at the cost it has on an input of `sizes`."""
-    made = stages(method.name, method.shapes(ranks), geometry)
-    return Chain(method, ranks, made, cost(made, sizes))
+def chain(method: Method, ranks: Ranks, whole: Window, sizes: Ints) -> Chain:
+    """Return the chain of `ranks` for a layer of the window `whole`, at its cost on an input of `sizes`."""
+    made = windows(method.name, method.shapes(ranks), whole)
+    return Chain(method, ranks, made, chain_cost(made, sizes))
 
 
-def stages(method: str, shapes: Sequence[Shape], geometry: Geometry) -> list[Stage]:
-    """Return the stages of a chain of kernels of `shapes`, as `method` makes them of one with `geometry`.
+def windows(method: str, shapes: Sequence[Shape], whole: Window) -> list[Window]:
+    """Return the windows of a chain of kernels of `shapes`, as `method` makes them of one of `whole`.
 
     No kernel but the last adds a bias, and zeros stay zeros, so that each axis may be padded where it is
     summed over. Two kernels along the same axis pad at the first one, and stride at the second.
     """
-    every = range(len(geometry.kernel))
+    every = range(len(whole.sizes))
     moves: dict[str, list[Sequence[int]]] = {
         "svd": [every, ()],
         "separable": [(0,), (1,)],
@@ -51,30 +56,20 @@ def stages(method: str, shapes: Sequence[Shape], geometry: Geometry) -> list[Sta
         "depthwise": [every, ()],
         "two-3x3": [every, every],
     }
-    chain = [geometry.along(moving, shape[2:]) for moving, shape in zip(moves[method], shapes, strict=True)]
+    inputs = [whole.inputs, *(shape[0] for shape in shapes)]
+    found = [whole.along(*each) for each in zip(moves[method], shapes, inputs[: len(shapes)], strict=True)]
     if method == "two-3x3":
         ones, none = (1,) * len(every), (0,) * len(every)
-        first, last = chain
-        chain = [
-            Geometry(first.kernel, ones, first.dilations, first.begins, first.ends),
-            Geometry(last.kernel, last.strides, last.dilations, none, none),
-        ]
-    return [Stage(shape, each) for shape, each in zip(shapes, chain, strict=True)]
+        found = [replace(found[0], strides=ones), replace(found[1], front=none, back=none)]
+    return found
 
 
-def oriented(layer: Layer) -> np.ndarray:
-    """Return the weight of `layer` as [outputs, inputs, *kernel]."""
-    return np.moveaxis(layer.value(), layer.channel_axes[-1], 0)
-
-
-def write_chain(
-    edit: Edit, layer: Layer, kernels: Sequence[np.ndarray], geometries: Sequence[Geometry]
-) -> None:
+def write_chain(edit: Edit, layer: Layer, kernels: Sequence[np.ndarray], windows: Sequence[Window]) -> None:
     """Put layers with `kernels` in the place of `layer`; the last one is its node, with its name and bias."""
     node, old, dtype = layer.node, layer.weight, layer.tensor.dtype
     assert isinstance(node.graph, ir.Graph)
-    source, channels = node.inputs[0], int(np.prod(layer.shape[1:2]))
-    for number, (kernel, geometry) in enumerate(zip(kernels, geometries, strict=True), 1):
+    source = node.inputs[0]
+    for number, (kernel, window) in enumerate(zip(kernels, windows, strict=True), 1):
         last = number == len(kernels)
         plain = np.moveaxis(kernel, 0, layer.channel_axes[-1] if last or layer.op != "Gemm" else 1)
         content = np.ascontiguousarray(plain).astype(dtype.numpy())
@@ -88,11 +83,18 @@ def write_chain(
             node.replace_input_with(0, source)
             node.replace_input_with(1, weight)
         if layer.op == "Conv":
-            geometry.write(step)
-            step.attributes["group"] = ir.AttrInt64("group", channels // kernel.shape[1])
-            channels = len(kernel)
+            put_window(step, window)
         source = step.outputs[0]
     drop(old)
+
+
+def rewritten(part: ir.Model, chain: Chain) -> ir.Model:
+    """Return a copy of `part`, a model of one layer, with `chain` in its place; its weights are any."""
+    made = clone(part)
+    (((layer, *_), _),) = by_weight(made, Context())
+    kernels = [np.full(window.shape, 1 / math.prod(window.shape)) for window in chain.windows]
+    write_chain(Edit(made), layer, kernels, chain.windows)
+    return made
 
 
 def is_factor(node: ir.Node) -> bool:
@@ -100,22 +102,18 @@ def is_factor(node: ir.Node) -> bool:
 
     The value between them must be read by nothing else.
     """
-    before, after = node.inputs[0].producer() if node.inputs[0] else None, _reader(node)
-    feeds = after is not None and _linear(after) and not _adds(node)
-    return feeds or (before is not None and _reader(before) is node and _linear(before) and not _adds(before))
+    before = node.inputs[0].producer() if node.inputs[0] else None
+    return _feeds(node) or (before is not None and follower(before) is node and _feeds(before))
 
 
-def _reader(node: ir.Node) -> ir.Node | None:
-    """Return the one node that reads the output of `node` as its first input, or None."""
-    reader = follower(node)
-    return reader if reader is not None and reader.inputs[0] is node.outputs[0] else None
+def _feeds(node: ir.Node) -> bool:
+    """Return whether one linear layer alone reads, as its input, what `node`, one without a bias, makes."""
+    reader, biased = follower(node), len(node.inputs) > 2 and node.inputs[2] is not None
+    linear = reader is not None and reader.inputs[0] is node.outputs[0] and _linear(reader)
+    return linear and _linear(node) and not biased
 
 
 def _linear(node: ir.Node) -> bool:
     """Return whether `node` multiplies what it reads by a constant."""
     known = node.op_type in LINEAR and node.domain in ("", "ai.onnx")
     return known and constant(node.inputs[1]) is not None
-
-
-def _adds(node: ir.Node) -> bool:
-    return len(node.inputs) > 2 and node.inputs[2] is not None

@@ -9,7 +9,7 @@ RepVGG, CVPR 2021 and Diverse Branch Block, CVPR 2021, for merging branches and 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,6 +45,26 @@ class Window:
     def last(self) -> Ints:
         """The place of the kernel's last element relative to its window's stride, for each axis."""
         return tuple(r - f for r, f in zip(self.reach, self.front, strict=True))
+
+    def along(self, axes: Container[int], shape: Sequence[int], inputs: int) -> Window:
+        """Return the window of a weight of `shape` that reads `inputs` channels.
+
+        It moves and pads as this one along the spatial `axes`, and not along others.
+        """
+
+        def taken(own: Ints, other: int) -> Ints:
+            return tuple(each if axis in axes else other for axis, each in enumerate(own))
+
+        return Window(
+            shape[0],
+            inputs,
+            inputs // shape[1],
+            tuple(shape[2:]),
+            taken(self.strides, 1),
+            taken(self.dilations, 1),
+            taken(self.front, 0),
+            taken(self.back, 0),
+        )
 
     def output(self, spatial: Sequence[int]) -> Ints:
         """Return the spatial sizes of the output for an input of sizes `spatial`."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from onnxcompress.convolve import Ints, Window
 from onnxcompress.layers import LINEAR, constant
 
 # They give the same elements another shape or name: engines move nothing for them.
@@ -40,6 +41,10 @@ class Cost:
     def price(self) -> int:
         """Multiply-adds and moved elements as one figure, in multiply-adds."""
         return self.macs + MACS_PER_ELEMENT * self.moved
+
+    def share(self, whole: Cost) -> float:
+        """Return the share of `whole` in parameters plus that in multiply-adds."""
+        return self.parameters / whole.parameters + self.macs / max(1, whole.macs)
 
     def __add__(self, other: Cost) -> Cost:
         """Return the cost of both, one after the other."""
@@ -90,6 +95,24 @@ def node_cost(node: ir.Node) -> Cost | None:
     if macs is None or any(count is None for count in written):
         return None
     return Cost(parameters, macs, read, sum(count or 0 for count in written))
+
+
+def layer_cost(window: Window, read: int, written: int, biased: bool = False) -> Cost:
+    """Return what a layer of `window` costs that reads and writes so many elements."""
+    size = math.prod(window.shape)
+    return Cost(size + window.outputs * biased, written * size // window.outputs, read, written)
+
+
+def chain_cost(windows: Iterable[Window], sizes: Ints) -> Cost:
+    """Return what layers of `windows` without biases, one after the other, cost for one sample (or row).
+
+    `sizes` are the spatial ones of what the first reads.
+    """
+    result = Cost()
+    for window in windows:
+        read, sizes = window.inputs * math.prod(sizes), window.output(sizes)
+        result += layer_cost(window, read, window.outputs * math.prod(sizes))
+    return result
 
 
 def _macs(node: ir.Node) -> int | None:

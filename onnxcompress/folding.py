@@ -16,8 +16,9 @@ import onnx_ir as ir
 from onnxcompress.base import Context, Record
 from onnxcompress.edit import Edit, drop, substitute
 from onnxcompress.fusion import Fusion
+from onnxcompress.geometry import parametrised
 from onnxcompress.layers import Layer, channel_vector, constant, layers
-from onnxcompress.linear import Linear, follower, linear, parametrised, put_bias, stored
+from onnxcompress.linear import Linear, follower, linear, put_bias, stored
 
 Affine = tuple[np.ndarray, np.ndarray]  # factor and offset, float64 [channels]
 _ARITHMETIC = ("Add", "Div", "Mul", "Sub")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,13 +18,33 @@ from onnxcompress.linear import Linear, linear, stored, write
 ELSEWHERE = "what lies in between is also read elsewhere or an output"
 
 
+# Given nodes that may become one layer, what they cost before and after (None: unknown) and the numbers of
+# the record, says why they must not, or None.
+Judge = Callable[[Sequence[ir.Node], Cost | None, Cost | None, dict[str, Number]], str | None]
+
+
+def always(
+    nodes: Sequence[ir.Node], before: Cost | None, after: Cost | None, numbers: dict[str, Number]
+) -> None:
+    """Judge that `nodes` may become one layer, whatever that costs."""
+
+
+def cheaper(
+    nodes: Sequence[ir.Node], before: Cost | None, after: Cost | None, numbers: dict[str, Number]
+) -> str | None:
+    """Judge that `nodes` may become one layer where their price doesn't grow."""
+    if before is None or after is None:
+        return "the sizes of its activations aren't known, so its cost isn't either"
+    return "costs more as one layer" if after.price > before.price else None
+
+
 @dataclass(frozen=True)
 class Fusion:
-    """The editor and the layers of a model; `always` says that merging must not pay."""
+    """The editor and the layers of a model; `judge` says where merging pays."""
 
     edit: Edit
     known: Mapping[ir.Node, Layer]
-    always: bool = False
+    judge: Judge
 
     def linear(self, node: ir.Node | None) -> Linear | str:
         """Return the layer `node` as a window, or why it can't be seen as one or must stay."""
@@ -34,20 +54,23 @@ class Fusion:
         return layer.refusal or linear(layer)
 
     def balance(
-        self, parts: Sequence[Cost | None], after: Cost | None, numbers: dict[str, Number]
+        self,
+        nodes: Sequence[ir.Node],
+        parts: Sequence[Cost | None],
+        after: Cost | None,
+        numbers: dict[str, Number],
     ) -> str | None:
-        """Return why `parts`, which cost so much, must not become what costs `after`, or None.
+        """Return why `nodes`, whose parts cost so much, must not become what costs `after`, or None.
 
         Both sums go into `numbers`. A cost is None where it isn't known.
         """
         known = [part for part in parts if part is not None]
-        if after is None or len(known) < len(parts):
-            unknown = "the sizes of its activations aren't known, so its cost isn't either"
-            return None if self.always else unknown
-        before = sum(known, Cost())
-        for name in ("parameters", "macs", "moved"):
-            numbers[f"{name}_before"], numbers[f"{name}_after"] = getattr(before, name), getattr(after, name)
-        return "costs more as one layer" if after.price > before.price and not self.always else None
+        before = sum(known, Cost()) if len(known) == len(parts) else None
+        if before is not None and after is not None:
+            for name in ("parameters", "macs", "moved"):
+                numbers[f"{name}_before"] = getattr(before, name)
+                numbers[f"{name}_after"] = getattr(after, name)
+        return self.judge(nodes, before, after, numbers)
 
     def put(
         self, kept: Linear, layers: Sequence[Linear], window: Window, weight: np.ndarray, bias: np.ndarray

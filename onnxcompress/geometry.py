@@ -1,131 +1,98 @@
-"""Where the windows of a convolution lie, and how many multiplications it takes."""
+"""The windows of layers: read from their nodes, and written to them."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
-
+import numpy as np
 import onnx_ir as ir
 
+from onnxcompress.convolve import Ints, Window
 from onnxcompress.layers import Layer
 from onnxcompress.windows import Windows
 
-Ints = tuple[int, ...]
+PARAMETRISED = "its attributes are those of a function's call"
 _LARGE = 1 << 12  # stands for a size that isn't known: borders hardly count
 
 
-@dataclass(frozen=True)
-class Geometry:
-    """The windows of a Conv or ConvTranspose, one number for each spatial axis in every field.
+def window(layer: Layer) -> Window | str:
+    """Return the window of `layer`, a convolution or product of rows with a matrix, or why there is none.
 
-    `begins` and `ends` are the pads. A matrix product has no axes.
+    That of a ConvTranspose says how it spreads its inputs; all others are those of their weights.
     """
-
-    kernel: Ints
-    strides: Ints
-    dilations: Ints
-    begins: Ints
-    ends: Ints
-
-    @classmethod
-    def of(cls, layer: Layer) -> Geometry | None:
-        """Return the geometry of `layer`; None where it depends on a size or a function's attribute."""
-        if not layer.op.startswith("Conv"):
-            return cls((), (), (), (), ())
-        if any(each.is_ref() for each in layer.node.attributes.values()):
-            return None
-        kernel, attributes = layer.shape[2:], layer.node.attributes
-        rank = len(kernel)
-        auto_pad = attributes.get_string("auto_pad", "NOTSET")
-        strides, dilations = (
-            tuple(attributes.get_ints(name, [1] * rank)) for name in ("strides", "dilations")
-        )
-        if not auto_pad.startswith("SAME") and "output_shape" not in attributes:
-            none = [0] * (2 * rank)
-            pads = none if auto_pad == "VALID" else attributes.get_ints("pads", none)
-            return cls(kernel, strides, dilations, tuple(pads[:rank]), tuple(pads[rank:]))
-        sizes = spatial_sizes(layer)
-        if layer.op != "Conv" or (None in sizes and max(strides, default=1) > 1):
-            return None
-        windows = Windows([size or _LARGE for size in sizes], kernel, strides, dilations, None, auto_pad)
-        return cls(kernel, strides, dilations, tuple(windows.begins), tuple(windows.ends))
-
-    def along(self, axes: Collection[int], kernel: Sequence[int]) -> Geometry:
-        """Return the geometry of a `kernel` that moves as this one along `axes`, and not along others."""
-        ones, none = [1] * len(kernel), [0] * len(kernel)
-
-        def taken(own: Sequence[int], other: Sequence[int]) -> Ints:
-            return tuple(own[axis] if axis in axes else other[axis] for axis in range(len(kernel)))
-
-        return Geometry(
-            tuple(kernel),
-            taken(self.strides, ones),
-            taken(self.dilations, ones),
-            taken(self.begins, none),
-            taken(self.ends, none),
-        )
-
-    def output(self, sizes: Iterable[int]) -> Ints:
-        """Return the size of the output of a Conv for an input of `sizes`."""
-        lines = zip(sizes, self.kernel, self.strides, self.dilations, self.begins, self.ends, strict=True)
-        return tuple(
-            (n + begin + end - (k - 1) * gap - 1) // step + 1 for n, k, step, gap, begin, end in lines
-        )
-
-    def write(self, node: ir.Node) -> None:
-        """Make this the geometry of `node`."""
-        node.attributes.pop("auto_pad", None)
-        for name, values in (
-            ("kernel_shape", self.kernel),
-            ("strides", self.strides),
-            ("dilations", self.dilations),
-            ("pads", self.begins + self.ends),
-        ):
-            node.attributes[name] = ir.AttrInt64s(name, values)
+    node, shape = layer.node, layer.shape
+    if layer.position != 1 or not layer.linear:
+        return f"{layer.op} with its weight in place {layer.position} is no plain convolution or product"
+    if parametrised(node):
+        return PARAMETRISED
+    if node.attributes.get_int("transA", 0):
+        return "its input is transposed"
+    if layer.op.startswith("Conv"):
+        return _convolution(layer)
+    if len(shape) != 2:
+        return f"its weight has {len(shape)} axes, a matrix has 2"
+    outputs = shape[layer.channel_axes[0]]
+    return Window(outputs, layer.size // outputs if outputs else 0)
 
 
-def spatial_sizes(layer: Layer) -> list[int | None]:
-    """Return the sizes of the spatial axes of what `layer`, a convolution, reads; None for unknown ones."""
-    value = layer.node.inputs[0]
-    if value is None or value.shape is None:
-        return [None] * (len(layer.shape) - 2)
-    return [size if isinstance(size, int) else None for size in value.shape[2:]]
+def _convolution(layer: Layer) -> Window | str:
+    """Return the window of `layer`, a Conv or ConvTranspose, or why it can't be told."""
+    attributes, (outputs, inputs, *sizes) = layer.node.attributes, layer.shape
+    groups, ones, none = attributes.get_int("group", 1), (1,) * len(sizes), (0,) * len(sizes)
+    strides = tuple(attributes.get_ints("strides", ones))
+    dilations = tuple(attributes.get_ints("dilations", ones))
+    front, back, auto_pad = none, none, attributes.get_string("auto_pad", "NOTSET")
+    if auto_pad.startswith("SAME") or "output_shape" in attributes:
+        given = spatial(layer.node.inputs[0], len(sizes))
+        if layer.op != "Conv" or (given is None and strides != ones):
+            return "its padding depends on the size of its input, which isn't known"
+        places = Windows(given or ones, sizes, strides, dilations, None, auto_pad)
+        front, back = tuple(places.begins), tuple(places.ends)
+    elif auto_pad != "VALID":
+        pads = tuple(attributes.get_ints("pads", none + none))
+        front, back = pads[: len(sizes)], pads[len(sizes) :]
+    if min(front + back, default=0) < 0 or not all(layer.shape):
+        return "its padding is negative" if all(layer.shape) else "its weight is empty"
+    if layer.op == "Conv":
+        inputs *= groups
+    else:
+        outputs, inputs = inputs * groups, outputs
+    return Window(outputs, inputs, groups, tuple(sizes), strides, dilations, front, back)
+
+
+def put_window(node: ir.Node, window: Window) -> None:
+    """Give the convolution `node` the attributes that say `window`."""
+    node.attributes.pop("auto_pad", None)
+    node.attributes["group"] = ir.AttrInt64("group", window.groups)
+    for name, values in (
+        ("kernel_shape", window.sizes),
+        ("strides", window.strides),
+        ("dilations", window.dilations),
+        ("pads", window.front + window.back),
+    ):
+        node.attributes[name] = ir.AttrInt64s(name, values)
+
+
+def oriented(layer: Layer) -> np.ndarray:
+    """Return the weight of `layer`, in its dtype, as [outputs, inputs / groups, *kernel]."""
+    return np.moveaxis(layer.value(), layer.channel_axes[-1], 0)
+
+
+def spatial(value: ir.Value | None, rank: int) -> Ints | None:
+    """Return the last `rank` sizes of `value`; None where they aren't known."""
+    if value is None or value.shape is None or len(value.shape) != rank + 2:
+        return None
+    dims = tuple(dim for dim in value.shape[2:] if isinstance(dim, int))
+    return dims if len(dims) == rank else None
 
 
 def known_sizes(layer: Layer) -> tuple[Ints, bool]:
-    """Return the spatial sizes of what `layer` reads, large ones for unknown ones, and if all are known."""
+    """Return the spatial sizes of what `layer` reads, large ones for unknown ones, and if they are known."""
+    rank = len(layer.shape) - 2
     if layer.op != "Conv":
         return (), True
-    sizes = spatial_sizes(layer)
-    return tuple(size or _LARGE for size in sizes), None not in sizes
+    sizes = spatial(layer.node.inputs[0], rank)
+    return (_LARGE,) * rank if sizes is None else sizes, sizes is not None
 
 
-class Stage(NamedTuple):
-    """One of several convolutions in a row: the shape [outputs, inputs / groups, *kernel] of its weight."""
-
-    shape: Ints
-    geometry: Geometry
-
-
-@dataclass(frozen=True)
-class Cost:
-    """How many weights layers have, and how many multiplications they take for one sample (or row)."""
-
-    parameters: int
-    macs: int
-
-    def share(self, whole: Cost) -> float:
-        """Return the share of `whole` in parameters plus that in multiplications."""
-        return self.parameters / whole.parameters + self.macs / max(1, whole.macs)
-
-
-def cost(stages: Iterable[Stage], sizes: Ints) -> Cost:
-    """Return what `stages` one after the other cost for a first input of the spatial `sizes`."""
-    parameters = macs = 0
-    for shape, geometry in stages:
-        sizes = geometry.output(sizes)
-        parameters += math.prod(shape)
-        macs += math.prod(shape) * math.prod(sizes)
-    return Cost(parameters, macs)
+def parametrised(node: ir.Node) -> bool:
+    """Return whether `node`, in a function, has attributes that each call of it gives."""
+    return any(attribute.is_ref() for attribute in node.attributes.values())

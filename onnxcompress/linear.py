@@ -5,18 +5,16 @@ The view that merging layers needs: read from the nodes, and written back to the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxcompress.convolve import Ints, Window
-from onnxcompress.cost import Cost, elements
+from onnxcompress.cost import Cost, elements, layer_cost
 from onnxcompress.edit import Edit, drop
+from onnxcompress.geometry import put_window, spatial, window
 from onnxcompress.layers import Layer, channel_vector, put_constant
-
-PARAMETRISED = "its attributes are those of a function's call"
 
 
 @dataclass(frozen=True)
@@ -87,10 +85,7 @@ class Linear:
     def cost_as(self, window: Window, biased: bool, written: int | None) -> Cost | None:
         """Return what a layer of `window` costs that reads this one's input and makes `written` elements."""
         read = elements(self.input)
-        if read is None or written is None:
-            return None
-        size = int(np.prod(window.shape))
-        return Cost(size + window.outputs * biased, written * size // window.outputs, read, written)
+        return None if read is None or written is None else layer_cost(window, read, written, biased)
 
     def takes_bias(self) -> bool:
         """Return whether a bias can be given to it, without a node more."""
@@ -100,64 +95,17 @@ class Linear:
 
 def linear(layer: Layer) -> Linear | str:
     """Return `layer` as a window, or why it can't be seen as one."""
-    node = layer.node
-    if layer.position != 1 or not layer.linear or layer.op == "ConvTranspose":
-        return f"{layer.op} with its weight in place {layer.position} is no plain convolution or product"
-    if parametrised(node):
-        return PARAMETRISED
-    if node.attributes.get_int("transA", 0):
-        return "its input is transposed"
-    if layer.op != "Conv" and len(layer.shape) != 2:
-        return f"its weight has {len(layer.shape)} axes, a matrix has 2"
+    if layer.op == "ConvTranspose":
+        return "ConvTranspose is no plain convolution or product"
+    found = window(layer)
+    if isinstance(found, str):
+        return found
     if layer.bias() is None:
         return "its bias is not one number for each channel"
-    if layer.op == "Conv":
-        window = _window(node, layer.shape)
-        return window if isinstance(window, str) else Linear(layer, window)
-    outputs = layer.shape[layer.channel_axes[0]]
-    window = Window(outputs, layer.size // outputs if outputs else 0)
+    node = layer.node
     reader = follower(node) if layer.op == "MatMul" else None
-    added = reader is not None and _added(reader, node.outputs[0], outputs) is not None
-    return Linear(layer, window, reader if added else None)
-
-
-def _window(node: ir.Node, shape: Sequence[int]) -> Window | str:
-    """Return the window of the Conv `node` whose weight has `shape`, or why it can't be told."""
-    attributes, sizes = node.attributes, tuple(shape[2:])
-    rank, groups = len(sizes), attributes.get_int("group", 1)
-    strides = tuple(attributes.get_ints("strides", (1,) * rank))
-    dilations = tuple(attributes.get_ints("dilations", (1,) * rank))
-    pads = tuple(attributes.get_ints("pads", (0,) * 2 * rank))
-    how = attributes.get_string("auto_pad", "NOTSET")
-    if how == "VALID":
-        pads = (0,) * 2 * rank
-    elif how != "NOTSET":
-        found = spatial(node.inputs[0], rank)
-        if found is None and any(stride != 1 for stride in strides):
-            return "its padding depends on the size of its input, which isn't known"
-        lengths = found or (1,) * rank
-        reach = [d * (k - 1) for d, k in zip(dilations, sizes, strict=True)]
-        totals = [
-            max((-(-n // s) - 1) * s + r + 1 - n, 0) for n, s, r in zip(lengths, strides, reach, strict=True)
-        ]
-        less, more = [t // 2 for t in totals], [t - t // 2 for t in totals]
-        pads = (*less, *more) if how == "SAME_UPPER" else (*more, *less)
-    if any(pad < 0 for pad in pads) or not all(shape):
-        return "its padding is negative" if all(shape) else "its weight is empty"
-    return Window(shape[0], shape[1] * groups, groups, sizes, strides, dilations, pads[:rank], pads[rank:])
-
-
-def spatial(value: ir.Value | None, rank: int) -> Ints | None:
-    """Return the last `rank` sizes of `value`; None where they aren't known."""
-    if value is None or value.shape is None or len(value.shape) != rank + 2:
-        return None
-    dims = tuple(dim for dim in value.shape[2:] if isinstance(dim, int))
-    return dims if len(dims) == rank else None
-
-
-def parametrised(node: ir.Node) -> bool:
-    """Return whether `node`, in a function, has attributes that each call of it gives."""
-    return any(attribute.is_ref() for attribute in node.attributes.values())
+    added = reader is not None and _added(reader, node.outputs[0], found.outputs) is not None
+    return Linear(layer, found, reader if added else None)
 
 
 def follower(node: ir.Node) -> ir.Node | None:
@@ -190,32 +138,34 @@ def stored(layer: Layer, *arrays: np.ndarray) -> list[np.ndarray] | None:
 
 def write(edit: Edit, old: Linear, window: Window, weight: np.ndarray, bias: np.ndarray) -> None:
     """Make the nodes of `old` compute what `window`, `weight` and `bias`, of the dtype of its weight, say."""
-    node, graph = old.node, old.node.graph
-    assert isinstance(graph, ir.Graph)
+    node = old.node
     if not old.convolution:
         weight = weight if node.attributes.get_int("transB", 0) else weight.T
         node.attributes.pop("alpha", None)
     put_constant(old.layer.weight, ir.tensor(np.ascontiguousarray(weight), name=old.layer.weight.name))
     if old.convolution:
-        node.attributes.pop("auto_pad", None)
-        node.attributes["kernel_shape"] = ir.AttrInt64s("kernel_shape", window.sizes)
-        node.attributes["strides"] = ir.AttrInt64s("strides", window.strides)
-        node.attributes["dilations"] = ir.AttrInt64s("dilations", window.dilations)
-        node.attributes["pads"] = ir.AttrInt64s("pads", (*window.front, *window.back))
-        node.attributes["group"] = ir.AttrInt64("group", window.groups)
+        put_window(node, window)
     for output in {node.outputs[0]: None, old.output: None}:
         if output.shape is not None:
             dims = list(output.shape)
             dims[1 if old.convolution else -1] = window.outputs
             output.shape = ir.Shape(dims)
-    if old.adder is not None:
-        place = 1 if old.adder.inputs[0] is node.outputs[0] else 0
-        addend = old.adder.inputs[place]
-        assert addend is not None
-        old.adder.replace_input_with(place, edit.constant(graph, f"{old.layer.name}_bias", bias))
-        drop(addend)
-    elif bias.any() or len(node.inputs) > 2:
+    if old.adder is not None or bias.any() or len(node.inputs) > 2:
+        give_bias(edit, old, bias)
+
+
+def give_bias(edit: Edit, old: Linear, bias: np.ndarray) -> None:
+    """Let `old`, which takes one, add `bias` [channels] in place of its own."""
+    if old.adder is None:
         put_bias(edit, old.layer, bias)
+        return
+    place = 1 if old.adder.inputs[0] is old.node.outputs[0] else 0
+    addend = old.adder.inputs[place]
+    assert addend is not None
+    assert isinstance(old.node.graph, ir.Graph)
+    content = bias.astype(old.layer.tensor.dtype.numpy())
+    old.adder.replace_input_with(place, edit.constant(old.node.graph, f"{old.layer.name}_bias", content))
+    drop(addend)
 
 
 def put_bias(edit: Edit, layer: Layer, bias: np.ndarray) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxcompress.base import Runnable
+from onnxcompress.base import Number, Runnable
 
 MIN_PAIRS = 10
 
@@ -23,6 +23,11 @@ class Latency:
     low: float
     high: float
     pairs: int
+
+    @property
+    def numbers(self) -> dict[str, Number]:
+        """The ratio and its interval, as records hold them."""
+        return {"ratio": self.ratio, "ratio_low": self.low, "ratio_high": self.high}
 
 
 def latencies(

@@ -14,8 +14,9 @@ from onnxcompress.base import Number, Record
 from onnxcompress.convolve import compose, compose_bias, composed, sees_outside
 from onnxcompress.cost import elements
 from onnxcompress.fusion import ELSEWHERE, Fusion, retire
+from onnxcompress.geometry import PARAMETRISED, parametrised
 from onnxcompress.layers import constant
-from onnxcompress.linear import PARAMETRISED, Linear, follower, parametrised
+from onnxcompress.linear import Linear, follower
 
 
 def merge_pad(fusion: Fusion, node: ir.Node) -> Record | None:
@@ -110,7 +111,7 @@ def _sequence(fusion: Fusion, one: Linear, two: Linear, numbers: dict[str, Numbe
         return "border: the layer behind it pads with zeros, where one layer would see inputs"
     window = composed(one.window, two.window)
     after = one.cost_as(window, bool(inner.any() or outer.any()), elements(two.output))
-    if reason := fusion.balance([one.cost(), two.cost()], after, numbers):
+    if reason := fusion.balance([*one.nodes, *two.nodes], [one.cost(), two.cost()], after, numbers):
         return reason
     second = two.weight()
     bias = outer + compose_bias(inner, second, two.window.groups)

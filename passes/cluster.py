@@ -11,8 +11,9 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcompress.base import Context, Effect, Need, Number, Pass, Record, Result, option
+from onnxcompress.convolve import Window
 from onnxcompress.errors import UsageError
-from onnxcompress.geometry import Geometry
+from onnxcompress.geometry import window
 from onnxcompress.kmeans import METHODS, Codebook, codebook, shared
 from onnxcompress.layers import Layer, by_weight
 from onnxcompress.loss import decibels
@@ -97,16 +98,14 @@ class Cluster(Pass):
         if context.calibration is None or context.runtime is None:
             raise UsageError(f"{self.name}: importance=inputs needs calibration data, none was given")
         seen = {
-            layer: geometry
-            for layer in layers
-            if layer.node.graph is model.graph and multiplies(layer) and (geometry := Geometry.of(layer))
+            layer: found for layer in layers if layer.node.graph is model.graph and (found := reads(layer))
         }
-        found: dict[Layer, np.ndarray] = {}
+        held: dict[Layer, np.ndarray] = {}
         for moments in second_moments(clone(model), seen, context):
             for layer, each in moments.items():
-                if each.inputs is not None:
-                    found[layer] = spread(np.diagonal(each.inputs), layer)
-        return found
+                if each.inputs is not None and each.mean is not None:
+                    held[layer] = spread(np.diagonal(each.inputs) + each.mean**2, layer)
+        return held
 
     def cluster(self, readers: Sequence[Layer], held: np.ndarray | None, result: Result) -> None:
         """Cluster the weight that `readers` share, unless its values are few already."""
@@ -126,14 +125,12 @@ class Cluster(Pass):
         result.left_all(readers[1:], f"tied to {layer.name}, done there")
 
 
-def multiplies(layer: Layer) -> bool:
-    """Return whether the inputs of `layer` are multiplied by its weight as rows by a matrix."""
-    if layer.position != 1 or layer.op not in ("Conv", "Gemm", "MatMul"):
-        return False
-    if layer.op == "MatMul" and len(layer.shape) != 2:
-        return False
-    attributes = layer.node.attributes
-    return attributes.get_int("group", 1) == 1 and attributes.get_int("transA", 0) == 0
+def reads(layer: Layer) -> Window | None:
+    """Return the window in which the inputs of `layer` are multiplied as rows by a matrix; None if not so."""
+    found = window(layer)
+    if isinstance(found, str) or found.groups > 1 or layer.op == "ConvTranspose":
+        return None
+    return found
 
 
 def spread(squares: np.ndarray, layer: Layer) -> np.ndarray:

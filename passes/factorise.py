@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from onnxcompress.base import Context, Effect, Need, Number, Pass, Result, option
-from onnxcompress.chains import Chain, chain, is_factor, oriented, write_chain
+from onnxcompress.chains import is_factor, write_chain
+from onnxcompress.choice import Choice, timer
+from onnxcompress.convolve import Window
+from onnxcompress.cost import chain_cost
 from onnxcompress.edit import Edit, same_ports
-from onnxcompress.factors import METHODS, Method, Ranks, Svd
-from onnxcompress.geometry import Cost, Geometry, Stage, cost, known_sizes
+from onnxcompress.errors import CompressError, UsageError
+from onnxcompress.factors import METHODS, Method, Svd
+from onnxcompress.geometry import known_sizes, oriented, window
 from onnxcompress.layers import Layer, by_weight
+from onnxcompress.linear import Linear, give_bias, linear
 from onnxcompress.loss import decibels
 from onnxcompress.model import clone
 from onnxcompress.moments import Moments, second_moments
-
-_ROUNDING = 1e-9  # of the energy that all ranks together keep
+from onnxcompress.parts import Stopwatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +40,20 @@ class Factorise(Pass):
     multiplications. ``auto`` takes, of all that fit, the cheapest (by the sum of both shares), with a rank or
     budget the one that keeps most energy.
 
-    Energy is of the outputs on calibration data, where there are some: inputs that hardly vary cost no rank,
-    and the last kernel makes the error of the others least. Layers in the bodies of If and Loop, and all
-    layers without such data, count their inputs as white: energy then is the sum of squares of the weight.
-    Of layers with more than 4,608 inputs (channels times kernel) only ``svd`` uses the data. Biases stay as
-    they are. Grouped, tied and quantized layers stay, and those that others follow without a non-linearity
-    between: they are factors already, so a second run is idle (with data, but for layers that just missed
-    the energy: their inputs have changed).
+    With ``when=faster`` a chain must also be faster on this machine: it and the layer are run in turns, on
+    one sample, and it is taken where the whole 95 % interval of the ratio is below 0.99; of all, the fastest.
+    Ranks that are multiples of 16 are tried beside those that the energy asks for. ``latency`` is a budget:
+    the highest rank whose measured ratio, at the upper end of the interval, isn't above it. Records hold the
+    ratio. Layers and chains that are alike are timed once.
+
+    Energy is the variance of the outputs on calibration data, where there are some: inputs that hardly vary
+    cost no rank, the last kernel makes the error of the others least, and the bias takes up what they lose on
+    average (where there is no place for one, energy is the mean square). Layers in the bodies of If and Loop,
+    and all layers without such data, count their inputs as white: energy then is the sum of squares of the
+    weight. Of layers with more than 4,608 inputs (channels times kernel) only ``svd`` uses the data. Grouped,
+    tied and quantized layers stay, and those that others follow without a non-linearity between: they are
+    factors already, so a second run is idle (with data, but for layers that just missed the energy: their
+    inputs have changed).
     Source: Denton et al., NIPS 2014 (svd); Jaderberg et al., BMVC 2014 (separable); Kim et al., ICLR 2016
     (tucker); Guo et al., BMVC 2018 (depthwise); Zhang et al., TPAMI 2016 (data).
     """
@@ -54,7 +63,7 @@ class Factorise(Pass):
     uses: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION, Need.RUNTIME})
 
     method: str = option("auto", "which chain", choices=("auto", *(each.name for each in METHODS)))
-    energy: float = option(0.95, "share of the energy of each layer's outputs to keep", within=(0.0, 1.0))
+    energy: float = option(0.99, "share of the energy of each layer's outputs to keep", within=(0.0, 1.0))
     rank: int = option(
         0, "no rank above this, whatever the energy (0: by energy or budget)", within=(0, 2**62)
     )
@@ -64,9 +73,15 @@ class Factorise(Pass):
     macs: float = option(
         1.0, "share of each layer's multiplications to keep, whatever the energy", within=(0.0, 1.0)
     )
-    when: str = option(
-        "cheaper", "only where parameters and multiplications get fewer", choices=("cheaper", "always")
+    latency: float = option(
+        1.0, "share of each layer's measured latency to keep, whatever the energy", within=(0.0, 1.0)
     )
+    when: str = option(
+        "cheaper",
+        "only where parameters and multiplications get fewer, or where that is measured to be faster, too",
+        choices=("cheaper", "always", "faster"),
+    )
+    seconds: float = option(120.0, "time to measure latencies, in all", within=(0.0, 1e9))
     min_size: int = option(1024, "leave weights with fewer elements alone", within=(0, 2**62))
     exclude: str = option(
         "", "leave layers alone whose whole name matches this regular expression", pattern=True
@@ -74,26 +89,38 @@ class Factorise(Pass):
 
     def call(self, model: ir.Model, context: Context) -> Result:
         """Factorise the layers of `model` in place."""
-        result, edit = Result(model), Edit(model)
+        result, edit, watch = Result(model), Edit(model), self.watch(context)
         with same_ports(model):
             ShapeInferencePass()(model)  # sizes tell what a chain costs
-        chosen: dict[Layer, Geometry] = {}
+        chosen: dict[Layer, Window] = {}
         for readers, reason in list(by_weight(model, context, self.exclude)):
-            geometry = None if reason else Geometry.of(readers[0])
-            reason = reason or self.refusal(readers)
-            if reason or geometry is None:
-                result.left_all(readers, reason or "its pads or strides are unknown")
+            found = reason or self.refusal(readers) or window(readers[0])
+            if isinstance(found, str):
+                result.left_all(readers, found)
             else:
-                chosen[readers[0]] = geometry
-        seen: Mapping[Layer, Geometry] = {}
+                chosen[readers[0]] = found
+        seen: Mapping[Layer, Window] = {}
         if context.calibration is not None and context.runtime is not None:
             seen = {layer: each for layer, each in chosen.items() if layer.node.graph is model.graph}
-        for found in second_moments(clone(model), seen, context):
-            for layer, moments in found.items():
-                self.factorise(edit, layer, chosen.pop(layer), moments, result)
-        for layer, geometry in chosen.items():
-            self.factorise(edit, layer, geometry, Moments(), result)
+        for batch in second_moments(clone(model), seen, context):
+            for layer, moments in batch.items():
+                self.factorise(edit, layer, chosen.pop(layer), moments, watch, result)
+        for layer, whole in chosen.items():
+            self.factorise(edit, layer, whole, Moments(), watch, result)
         return result
+
+    @property
+    def choice(self) -> Choice:
+        """What a chain must keep and may cost."""
+        return Choice(**{each.name: getattr(self, each.name) for each in fields(Choice)})
+
+    def watch(self, context: Context) -> Stopwatch | None:
+        """Return what times chains, where they are chosen by time."""
+        if not self.choice.by_time:
+            return None
+        if context.runtime is None:
+            raise UsageError(f"{self.name}: measured latency needs a runtime to measure with, none was given")
+        return Stopwatch(context, self.seconds)
 
     def refusal(self, readers: list[Layer]) -> str | None:
         """Return why the weight that `readers` share must stay, or None."""
@@ -105,21 +132,23 @@ class Factorise(Pass):
             return "its weight is read more than once"
         if layer.size < self.min_size:
             return "too small"
-        if any(each.is_ref() for each in node.attributes.values()):
-            return "its attributes are those of a function"
-        if layer.position != 1 or node.attributes.get_int("transA", 0) != 0:
-            return "not a product of rows with a matrix"
-        if layer.op == "MatMul" and len(layer.shape) != 2:
-            return "a stack of matrices"
         if node.attributes.get_int("group", 1) != 1:
             return "a grouped convolution"
         return "a factor already" if is_factor(node) else None
 
     def factorise(
-        self, edit: Edit, layer: Layer, geometry: Geometry, moments: Moments, result: Result
+        self,
+        edit: Edit,
+        layer: Layer,
+        whole: Window,
+        moments: Moments,
+        watch: Stopwatch | None,
+        result: Result,
     ) -> None:
         """Put the best chain in the place of `layer`, where there is one."""
-        weight = oriented(layer)
+        weight, view = oriented(layer), linear(layer)
+        if isinstance(view, str) or not view.takes_bias():
+            moments = moments.about_zero(weight)
         if not weight.any():
             result.left(layer, "all its weights are zero")
             return
@@ -134,54 +163,31 @@ class Factorise(Pass):
             )
             return
         sizes, known = known_sizes(layer)
-        before = cost([Stage(weight.shape, geometry)], sizes)
-        chains: list[Chain] = []
-        for kind in kinds:
-            method = kind(weight, moments.inputs, moments.outputs)
-            chains += self.chosen(method, partial(chain, method, geometry=geometry, sizes=sizes), before)
-        if not chains:
-            reason = "not cheaper" if self.by_energy else "no chain within the budget"
-            result.left(layer, reason, parameters=before.parameters)
+        before = chain_cost([whole], sizes)
+        numbers: dict[str, Number] = {"parameters": before.parameters}
+        methods = [kind(weight, moments.inputs, moments.outputs) for kind in kinds]
+        try:
+            timed = None if watch is None else timer(watch, edit.model, layer.node)
+            best = self.choice.best(methods, whole, sizes, timed, numbers)
+        except CompressError as error:  # it can't be timed
+            best = str(error)
+        if isinstance(best, str):
+            result.left(layer, best, **numbers)
             return
-        best = min(chains, key=lambda each: each.cost.share(before) if self.by_energy else -each.kept)
         kernels, product = best.method.kernels(best.ranks)
-        numbers: dict[str, Number] = {"macs": before.macs, "macs_after": best.cost.macs} if known else {}
+        if known:
+            numbers |= {"macs": before.macs, "macs_after": best.cost.macs}
         result.changed(
             layer,
             f"factorised by {best.method.name}",
             rank="x".join(map(str, best.ranks)),
             energy=best.kept,
-            parameters=before.parameters,
             parameters_after=best.cost.parameters,
             macs_share=best.cost.macs / before.macs,
             snr=decibels(best.method.matrix, product),
             **numbers,
         )
-        write_chain(edit, layer, kernels, [stage.geometry for stage in best.stages])
-
-    @property
-    def by_energy(self) -> bool:
-        """Whether the energy decides on ranks, and no rank or budget does."""
-        return not self.rank and self.params == self.macs == 1
-
-    def chosen(self, method: Method, make: Callable[[Ranks], Chain], before: Cost) -> Iterator[Chain]:
-        """Yield the chain that `method` offers, one that `make` returns, or none."""
-        ladder: Sequence[Ranks] = method.ladder
-        if self.rank:
-            ladder = list(dict.fromkeys(tuple(min(each, self.rank) for each in ranks) for ranks in ladder))
-        end = bisect_left(ladder, True, key=lambda ranks: not self.allows(make(ranks), before))
-        place = end - 1
-        if self.by_energy:
-            wanted = self.energy - _ROUNDING
-            place = bisect_left(ladder, True, hi=end, key=lambda ranks: method.kept(ranks) >= wanted)
-        if 0 <= place < end:
-            yield make(ladder[place])
-
-    def allows(self, chain: Chain, before: Cost) -> bool:
-        """Return whether `chain` has no more of anything than the options allow."""
-        after = chain.cost
-        return (
-            not (self.params < 1 and after.parameters > self.params * before.parameters)
-            and not (self.macs < 1 and after.macs > self.macs * before.macs)
-            and (self.when == "always" or (after.parameters < before.parameters and after.macs < before.macs))
-        )
+        if isinstance(view, Linear) and moments.mean is not None:
+            lost = (best.method.matrix - product) @ moments.mean
+            give_bias(edit, view, view.bias() + lost * layer.node.attributes.get_float("alpha", 1.0))
+        write_chain(edit, layer, kernels, best.windows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
 
@@ -11,8 +11,9 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from onnxcompress.base import Context, Effect, Pass, Result, option
+from onnxcompress.convolve import Window
 from onnxcompress.edit import same_ports
-from onnxcompress.geometry import Geometry
+from onnxcompress.geometry import put_window, window
 from onnxcompress.layers import Layer, by_weight, put_constant
 from onnxcompress.model import lazy
 
@@ -66,7 +67,7 @@ class ShrinkKernels(Pass):
         if not count:
             result.left_all(readers, "its pads are smaller than its dilation, or unknown", ring=shares[0])
             return
-        kernel = chains[0][count - 1].kernel
+        kernel = chains[0][count - 1].sizes
         kept = float(np.prod([1 - share for share in shares[:count]]))
         before = "x".join(map(str, layer.shape[2:]))
         result.changed(layer, "shrunk", before=before, kernel="x".join(map(str, kernel)), energy=kept)
@@ -74,7 +75,7 @@ class ShrinkKernels(Pass):
         dims = (*layer.shape[:2], *kernel)
         put_constant(layer.weight, lazy(layer.tensor, partial(middle, rings=count), shape=dims))
         for each, chain in zip(readers, chains, strict=True):
-            chain[count - 1].write(each.node)
+            put_window(each.node, chain[count - 1])
 
 
 def refusal(readers: list[Layer]) -> str | None:
@@ -89,23 +90,22 @@ def refusal(readers: list[Layer]) -> str | None:
     return None
 
 
-def smaller(layer: Layer, rings: int) -> list[Geometry]:
-    """Return the geometries of `layer` with one ring fewer, two, up to `rings`, as many as its pads allow."""
-    geometry = Geometry.of(layer)
-    found: list[Geometry] = []
-    while geometry is not None and len(found) < rings:
-        cut = [int(size > 2) for size in geometry.kernel]
-        less = [each * gap for each, gap in zip(cut, geometry.dilations, strict=True)]
-        geometry = Geometry(
-            tuple(size - 2 * each for size, each in zip(geometry.kernel, cut, strict=True)),
-            geometry.strides,
-            geometry.dilations,
-            tuple(pad - each for pad, each in zip(geometry.begins, less, strict=True)),
-            tuple(pad - each for pad, each in zip(geometry.ends, less, strict=True)),
+def smaller(layer: Layer, rings: int) -> list[Window]:
+    """Return the windows of `layer` with one ring fewer, two, up to `rings`, as many as its pads allow."""
+    whole = window(layer)
+    found: list[Window] = []
+    while isinstance(whole, Window) and len(found) < rings:
+        cut = [int(size > 2) for size in whole.sizes]
+        less = [each * gap for each, gap in zip(cut, whole.dilations, strict=True)]
+        whole = replace(
+            whole,
+            sizes=tuple(size - 2 * each for size, each in zip(whole.sizes, cut, strict=True)),
+            front=tuple(pad - each for pad, each in zip(whole.front, less, strict=True)),
+            back=tuple(pad - each for pad, each in zip(whole.back, less, strict=True)),
         )
-        if min(geometry.begins + geometry.ends) < 0:
+        if min(whole.front + whole.back) < 0:
             break
-        found.append(geometry)
+        found.append(whole)
     return found
 
 

@@ -20,7 +20,7 @@ RANKS = [
     ],
     ["formats"],
     ["runtimes"],
-    ["histogram", "calibrate", "moments", "measure", "verify", "budget"],
+    ["histogram", "calibrate", "moments", "measure", "parts", "choice", "verify", "budget"],
     ["qdq"],
     ["passes"],
     ["recipe", "registry", "report", "check", "pipeline"],

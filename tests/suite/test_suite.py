@@ -28,7 +28,7 @@ OPTIONS: dict[str, dict[str, object]] = {
 BOUNDS = {
     "prune": (10.0, 4.0),
     "prune-channels": (6.0, 4.0),
-    "factorise": (12.0, 2.0),
+    "factorise": (12.0, 3.2),  # two of 64 digits
     "shrink-kernels": (20.0, 1.0),
     "cluster": (15.0, 2.0),
     "quant": (20.0, 1.0),
