@@ -153,11 +153,17 @@ def segments(shape: Sequence[int], target: Sequence[int]) -> list[tuple[list[int
     return parts
 
 
-def reshaped(labels: np.ndarray, shape: Sequence[int], target: Sequence[int]) -> np.ndarray:
-    """Return what a reshape from `shape` to `target` makes of `labels`; axes that don't matter stay 1."""
+def reshaped(
+    labels: np.ndarray, shape: Sequence[int], target: Sequence[int], axes: Sequence[int] | None = None
+) -> np.ndarray:
+    """Return what a reshape from `shape` to `target` makes of `labels`; axes that don't matter stay 1.
+
+    Those that matter are `axes`, or those along which `labels` differ.
+    """
     full, wanted = list(shape), list(target)
+    matter = varying(labels) if axes is None else axes
     for mine, yours in segments(shape, target):
-        if all(labels.shape[axis] == 1 for axis in mine):
+        if not any(axis in matter for axis in mine):
             for axis in mine:
                 full[axis] = 1
             for axis in yours:

@@ -125,16 +125,16 @@ def pool(flow: Flow, node: ir.Node) -> None:
         flow.unknown(node, "channels lie along an axis it pools or resamples")
         return
     if node.op_type == "Resize" and len(node.inputs) > 3 and node.inputs[3] is not None and found:
-        target = flow.target(node.outputs[0])
-        assert target is not None
-        flow.put(node.outputs[0], flow.labels(value))
-        count = flow.labels(value).shape[1]
-        sizes = flow.example.known(node.inputs[3])
-        if sizes is None or len(sizes) != len(target):
+        rank = flow.before(value).ndim
+        axes = [axis % rank for axis in node.attributes.get_ints("axes", range(rank))]
+        sizes, count = flow.example.known(node.inputs[3]), flow.labels(value).shape[1]
+        if 1 in axes and (sizes is None or len(sizes) != len(axes)):
             flow.unknown(node, "its sizes are computed")
             return
-        flow.spell(node, 3, [count if axis == 1 else int(each) for axis, each in enumerate(sizes)])
-        return
+        if 1 in axes and sizes is not None:
+            flow.spell(
+                node, 3, [count if axis == 1 else int(each) for axis, each in zip(axes, sizes, strict=True)]
+            )
     flow.put(node.outputs[0], flow.labels(value))
 
 
