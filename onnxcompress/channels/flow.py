@@ -229,3 +229,11 @@ class Flow:
             return np.arange(self.count)
         first, second = (np.concatenate(ends) for ends in zip(*pairs, strict=True))
         return components(self.count, first, second)
+
+
+def captured(node: ir.Node) -> set[ir.Value]:
+    """Return the values that the nodes in the bodies of `node`, and in the bodies in those, read."""
+    bodies = [each.as_graph() for each in node.attributes.values() if each.type == ir.AttributeType.GRAPH]
+    graphs = [each for body in bodies for each in (body, *body.subgraphs())]
+    read = {value for graph in graphs for inner in graph for value in inner.inputs if value is not None}
+    return read.union(*(graph.outputs for graph in graphs))

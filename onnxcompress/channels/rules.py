@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxcompress.channels.flow import Flow, Rule
+from onnxcompress.channels.flow import Flow, Rule, captured
 from onnxcompress.channels.labels import aligned, varying
 from onnxcompress.channels.linear import LINEAR
 from onnxcompress.channels.moves import MOVES
@@ -208,17 +208,9 @@ RULES: dict[str, Rule] = {
 
 def otherwise(flow: Flow, node: ir.Node) -> None:
     """Freeze what reaches an operator that no rule is for, in its subgraphs too."""
-    bodies = [each.as_graph() for each in node.attributes.values() if each.type == ir.AttributeType.GRAPH]
+    bodies = any(each.type == ir.AttributeType.GRAPH for each in node.attributes.values())
     reason = "is read inside a body" if bodies else "there is no rule"
     flow.unknown(node, reason)
-    for body in bodies:
-        for value in _captured(body):
-            if value in flow.arrays:
-                flow.freeze(flow.labels(value), node, reason)
-
-
-def _captured(body: ir.Graph) -> set[ir.Value]:
-    """Return the values that the nodes of `body` and of the bodies in it read."""
-    graphs = [body, *body.subgraphs()]
-    read = {value for graph in graphs for node in graph for value in node.inputs if value is not None}
-    return read.union(*(graph.outputs for graph in graphs))
+    for value in captured(node):
+        if value in flow.arrays:
+            flow.freeze(flow.labels(value), node, reason)

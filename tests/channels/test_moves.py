@@ -76,3 +76,12 @@ def test_one_head_that_stays_is_still_repeated_for_all_that_read_it() -> None:
     )
     _, records = pruned(made, 0.5)
     assert [records[name].numbers["outputs"] for name in "qkv"] == [4, 2, 2]
+
+
+def test_the_places_of_one_channel_that_stays_are_flattened() -> None:
+    made = models.model(
+        """net (float[N,3,2,2] x) => (float[N,4] y) <float[8,3,1,1] a = {}, float[32,4] c = {}>
+        { [a] p = Conv(x, a) [f] q = Flatten(p) [c] y = Gemm(q, c) }"""
+    )
+    _, records = pruned(made, 0.9)
+    assert records["a"].numbers["outputs"] == 1
