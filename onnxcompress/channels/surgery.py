@@ -205,6 +205,9 @@ def _slice_quantized(
         node.replace_input_with(place, copy.outputs[0])
         maker = copy
     _slice(edit, flow, maker, 0, slices)
+    shape = maker.outputs[0].shape
+    if shape is not None and shape.is_static():
+        maker.outputs[0].shape = ir.Shape(slices.shape(shape.numpy()))
     rank = len(flow.shape(maker.inputs[0]) or ())
     axis = maker.attributes.get_int("axis", 1) % max(rank, 1)
     if len(scales) == 1 and scales[0] > 1 and axis in slices.plain:
