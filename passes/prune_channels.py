@@ -34,9 +34,9 @@ class PruneChannels(Pass):
     Channels that an addition, a depthwise convolution, attention or the like ties together are one unit and
     go together; the groups of grouped convolutions and of channel shuffles keep equal counts. Inputs and
     outputs stay, and what an operator would mix without weights (normalisation or softmax over channels);
-    no layer loses all. The outputs are those of the model whose removed channels are zero where layers read
-    them, to which ``apply=false`` leads. Source: Li et al., Pruning Filters for Efficient ConvNets, ICLR
-    2017; Fang et al., DepGraph, CVPR 2023.
+    no layer loses all. The outputs are those of the model whose removed channels are zero where they are
+    read, to which ``apply=false`` leads. A second run removes as large a share of what is left. Source: Li et
+    al., Pruning Filters for Efficient ConvNets, ICLR 2017; Fang et al., DepGraph, CVPR 2023.
     """
 
     name: ClassVar[str] = "prune-channels"

@@ -72,7 +72,7 @@ class Flow:
     frozen: list[tuple[np.ndarray, str]] = field(default_factory=list)
     causes: set[int] = field(default_factory=set)  # labels that stand for what can't go
     ties: dict[ir.Node, list[Pairs]] = field(default_factory=dict)
-    summed: list[np.ndarray] = field(default_factory=list)  # labels summed over without weights
+    summed: list[tuple[ir.Node, int]] = field(default_factory=list)  # inputs summed over without weights
     unions: list[Pairs] = field(default_factory=list)
     count: int = 0
 

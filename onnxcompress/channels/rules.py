@@ -156,7 +156,7 @@ def reduce(flow: Flow, node: ir.Node) -> None:
     if gone and (node.op_type not in _SUMS or len(gone) < len(varying(before))):
         flow.freeze(now, node, "is reduced over channels")
     if gone:
-        flow.summed.append(now)
+        flow.summed.append((node, 0))
         flow.keep(node.outputs[0], f"is reduced over channels at {label(node)}")
         return
     kept = node.attributes.get_int("keepdims", 1)
