@@ -727,3 +727,11 @@ def test_an_empty_bias_is_none() -> None:
     )
     fuse(made)
     assert operators(made) == "Conv"
+
+
+def test_products_with_vectors_stay() -> None:
+    made = models.model(
+        """net (float[N,5,6] x) => (float[N,5] y) <float[6,8] a = {}, float[8] b = {}>
+        { [a] p = MatMul(x, a) r = Relu(p) [b] y = MatMul(r, b) }"""
+    )
+    assert [record.what for record in fuse(made)] == ["nothing to fuse"]
