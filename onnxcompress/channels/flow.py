@@ -41,7 +41,8 @@ class Blocks:
     """Groups that must keep equal counts: `labels` [positions] and the block each position lies in.
 
     `order` says that the blocks also decide where a position lies after a shuffle ("rows"), that a reader
-    takes them apart ("parts"), or that both counts and places matter ("groups").
+    takes them apart ("parts", of any counts; block 0 is what it doesn't take), or that both counts and places
+    matter ("groups").
     """
 
     labels: np.ndarray

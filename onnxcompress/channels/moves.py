@@ -105,7 +105,7 @@ def split(flow: Flow, node: ir.Node) -> None:
     parts = [np.sort(flow.select(value, axis, np.arange(*ends))) for ends in pairwise(bounds)]
     if not np.array_equal(np.concatenate(parts), np.arange(flow.labels(value).shape[axis])):
         raise TangledError("parts would not lie one after another")
-    _parts(flow, node, axis, np.repeat(np.arange(len(sizes)), sizes))
+    _parts(flow, node, axis, np.repeat(np.arange(len(sizes)), sizes) + 1)
     for output, part in zip(node.outputs, parts, strict=True):
         flow.put(output, flow.labels(value).take(part, axis))
     now = [len(part) for part in parts]
@@ -118,7 +118,7 @@ def split(flow: Flow, node: ir.Node) -> None:
 
 
 def _parts(flow: Flow, node: ir.Node, axis: int, block: np.ndarray) -> None:
-    """Note that `node` takes its input apart along `axis` into blocks, `block` [size of the axis]."""
+    """Note that `node` takes its input apart along `axis`; `block` [size of the axis] tells how."""
     labels = flow.before(node.inputs[0])
     spread = block.reshape([-1 if each == axis else 1 for each in range(labels.ndim)])
     flow.divide(node, labels, np.broadcast_to(spread, labels.shape), "parts")

@@ -108,9 +108,10 @@ class Units:
 
         `share` [units] of each family goes, the same for all units of a family, as far as they are `allowed`
         [units, bool] to and not frozen; what stays of one is a multiple of `multiple` where no groups must
-        stay equal. None loses all.
+        stay equal. None loses all, nor does a part that a reader takes of several.
         """
         free = ~self.frozen if allowed is None else allowed & ~self.frozen
+        free[self._best_of_parts(np.where(free, score, np.inf))] = False
         score = np.where(free, score, np.inf)
         gone = np.zeros(self.count, bool)
         bound = np.zeros(self.count, bool)
@@ -126,6 +127,16 @@ class Units:
             order = np.argsort(score[family.units], kind="stable")
             gone[family.units[order[: total - stay]]] = True
         return ~gone
+
+    def _best_of_parts(self, score: np.ndarray) -> list[int]:
+        """Return the unit with the highest `score` [units] of each part that a reader takes."""
+        found = []
+        for each in self.flow.blocks:
+            if each.order == "parts":
+                units, block = self.of[each.labels], each.block
+                taken = (units[block == part] for part in np.unique(block[block > 0]))
+                found += [int(part[np.argmax(score[part])]) for part in taken]
+        return found
 
     def _lessen(
         self,

@@ -85,3 +85,16 @@ def test_the_places_of_one_channel_that_stays_are_flattened() -> None:
     )
     _, records = pruned(made, 0.9)
     assert records["a"].numbers["outputs"] == 1
+
+
+@pytest.mark.parametrize("kept", [[0], [5], [1, 2], [4, 5, 6, 7]])
+@pytest.mark.parametrize("cut", CUT)
+def test_each_half_keeps_its_best_channel(cut: str, kept: list[int]) -> None:
+    weight = np.full((8, 3, 1, 1), 0.01, np.float32) * np.arange(1, 9, dtype=np.float32).reshape(8, 1, 1, 1)
+    weight[kept] += 1
+    way = CUT[cut] % "" if cut == "Split" else CUT[cut]
+    _, records = pruned(models.model(HALVES % way, {"a": weight}), 1 - len(kept) / 8)
+    gone = masking.numbers(str(records["a"].numbers["outputs_removed"]))
+    stay = {*range(8)} - {*gone}
+    assert len(stay) == max(2, len(kept))
+    assert min(stay) < 4 <= max(stay)
