@@ -20,7 +20,7 @@ BORDER = "its constant can't be folded: zeros lie beyond the border of a layer t
 PARTLY = "blocked, but not everywhere it is read"
 SUMMED = "blocked, but summed with others without weights"
 EQUAL = "blocked, but groups must keep equal counts"
-LAST = "blocked, but the last channel of its layer"
+LAST = "blocked, but the last channel of its layer or part"
 
 
 @dataclass
@@ -69,9 +69,10 @@ class Blocking:
     def left(self, stay: np.ndarray) -> dict[tuple[str, str], int]:
         """Return how many blocked units stay, by the name of their first layer and the reason."""
         units, found = self.channels.units, dict(self.reasons)
+        left = [np.unique(whole[stay[whole]]) for whole in units.wholes]
+        last = {int(whole[0]) for whole in left if len(whole) == 1}
         for unit in np.flatnonzero(self.allowed & stay).tolist():
-            alone = not stay[units.family == units.family[unit]].sum() > 1
-            found[unit] = LAST if alone else units.reason(unit) or EQUAL
+            found[unit] = LAST if unit in last else units.reason(unit) or EQUAL
         names = {int(units.family[each.units[0]]): each.name for each in units.families}
         counts: dict[tuple[str, str], int] = {}
         for unit, reason in sorted(found.items()):

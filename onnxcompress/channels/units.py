@@ -108,10 +108,11 @@ class Units:
 
         `share` [units] of each family goes, the same for all units of a family, as far as they are `allowed`
         [units, bool] to and not frozen; what stays of one is a multiple of `multiple` where no groups must
-        stay equal. None loses all, nor does a part that a reader takes of several.
+        stay equal. No layer loses all, nor does a part that a reader takes of several.
         """
         free = ~self.frozen if allowed is None else allowed & ~self.frozen
-        free[self._best_of_parts(np.where(free, score, np.inf))] = False
+        score = np.where(free, score, np.inf)
+        free[[units[np.argmax(score[units])] for units in self.wholes]] = False
         score = np.where(free, score, np.inf)
         gone = np.zeros(self.count, bool)
         bound = np.zeros(self.count, bool)
@@ -128,15 +129,17 @@ class Units:
             gone[family.units[order[: total - stay]]] = True
         return ~gone
 
-    def _best_of_parts(self, score: np.ndarray) -> list[int]:
-        """Return the unit with the highest `score` [units] of each part that a reader takes."""
-        found = []
-        for each in self.flow.blocks:
-            if each.order == "parts":
-                units, block = self.of[each.labels], each.block
-                taken = (units[block == part] for part in np.unique(block[block > 0]))
-                found += [int(part[np.argmax(score[part])]) for part in taken]
-        return found
+    @cached_property
+    def wholes(self) -> list[np.ndarray]:
+        """The units of each layer, and of each part that a reader takes of several: none may lose all."""
+        made = [self.of[each.start : each.stop] for each in self.flow.sources if each.node.op_type != "Pad"]
+        parts = [each for each in self.flow.blocks if each.order == "parts"]
+        taken = [
+            self.of[each.labels[each.block == part]]
+            for each in parts
+            for part in np.unique(each.block[each.block > 0])
+        ]
+        return [units for units in (*made, *taken) if len(units)]
 
     def _lessen(
         self,
