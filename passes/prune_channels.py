@@ -71,6 +71,7 @@ class PruneChannels(Pass):
         score = self.scores(channels, context)
         plan = self.planned(channels, score)
         record(result, channels, plan)
+        self.missed(result, channels, plan)
         if not self.apply:
             mask(channels, plan)
             return result
@@ -106,8 +107,7 @@ class PruneChannels(Pass):
         """Return what to remove: by the ratio, or by the smallest one that keeps within the budgets."""
         if not self.macs and not self.parameters:
             return self.removal(channels, score, self.ratio)
-        whole, low, high = counts(channels), 0.0, 1.0
-        most = Counts((self.parameters or 1) * whole.parameters, (self.macs or 1) * whole.macs)
+        most, low, high = self.budget(channels), 0.0, 1.0
         for _ in range(STEPS):
             middle = (low + high) / 2
             left = counts(channels, self.removal(channels, score, middle))
@@ -116,6 +116,19 @@ class PruneChannels(Pass):
             else:
                 low = middle
         return self.removal(channels, score, high)
+
+    def budget(self, channels: Channels) -> Counts:
+        """Return how many parameters and multiply-accumulates may stay."""
+        whole = counts(channels)
+        return Counts((self.parameters or 1) * whole.parameters, (self.macs or 1) * whole.macs)
+
+    def missed(self, result: Result, channels: Channels, plan: Plan) -> None:
+        """Record what more than the budgets `plan` keeps, which then is all that can't go."""
+        for name, most, left in zip(
+            Counts._fields, self.budget(channels), counts(channels, plan), strict=True
+        ):
+            if getattr(self, name) and left > most:
+                result.left("model", f"the budget of {name} can't be kept", most=most, left=left)
 
     def removal(self, channels: Channels, score: np.ndarray, ratio: float) -> Plan:
         """Return how to remove the share `ratio` of the channels."""

@@ -739,8 +739,9 @@ def test_products_with_vectors_stay() -> None:
 
 def test_arithmetic_behind_a_quantized_layer_stays_and_says_so() -> None:
     made = models.model(
-        """net (float[N,3,4,4] x) => (float[N,2,4,4] y) <int8[2,3,1,1] w = {1, 2, 3, 4, 5, 6}, float s = {0.1},
-        float[2,1,1] t = {}> { w0 = DequantizeLinear(w, s) p = Conv(x, w0) [t] y = Add(p, t) }"""
+        """net (float[N,3,4,4] x) => (float[N,2,4,4] y) <int8[2,3,1,1] w = {1, 2, 3, 4, 5, 6},
+        float s = {0.1}, float[2,1,1] t = {}>
+        { w0 = DequantizeLinear(w, s) p = Conv(x, w0) [t] y = Add(p, t) }"""
     )
     assert [(record.layer, record.what) for record in fuse(made)] == [
         ("t", "the layer before it must stay: already quantized")

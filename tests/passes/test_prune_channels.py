@@ -127,6 +127,13 @@ def test_a_budget_sets_the_smallest_ratio_that_keeps_it(scope: str) -> None:
         assert 0.8 * next(iter(options.values())) < share <= next(iter(options.values()))
 
 
+def test_a_budget_that_cannot_be_kept_is_said_to_be_missed() -> None:
+    records = PruneChannels(macs=0.0001, parameters=0.9).call(models.model(CHAIN), Context()).records
+    (record,) = [each for each in records if each.layer == "model"]
+    assert record.what == "the budget of macs can't be kept"
+    assert record.numbers == {"most": 0.0001 * macs(models.model(CHAIN)), "left": 36 * (27 + 9 + 4)}
+
+
 def test_multiply_accumulates_are_those_counted_by_hand() -> None:
     made = models.model(CHAIN)
     assert macs(made) == 36 * (3 * 9 * 16 + 16 * 9 * 8 + 8 * 4)
