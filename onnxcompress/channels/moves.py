@@ -25,7 +25,8 @@ def reshape(flow: Flow, node: ir.Node) -> None:
     if labels.ndim != len(given):
         flow.keep(output, f"{value.name} has an unknown shape")
         return
-    made = reshaped(labels, given, wanted, varying(flow.before(value)))
+    old = flow.before(value), flow.shape(value) or (), flow.shape(output) or ()
+    made = reshaped(labels, given, wanted, old)
     flow.put(output, made)
     if node.op_type == "Reshape" and flow.varies(value):
         flow.spell(node, 1, wanted)

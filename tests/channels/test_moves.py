@@ -98,3 +98,13 @@ def test_each_half_keeps_its_best_channel(cut: str, kept: list[int]) -> None:
     stay = {*range(8)} - {*gone}
     assert len(stay) == max(2, len(kept))
     assert min(stay) < 4 <= max(stay)
+
+
+def test_places_in_a_row_may_become_channels() -> None:
+    made = models.model(
+        """net (float[N,8,6] x) => (float[N,4,5] y) <float[6,8] a = {}, float[16,5] c = {}, int64[3] s =
+        {0,-1,16}> { [a] p = MatMul(x, a) [r] q = Reshape(p, s) [c] y = MatMul(q, c) }"""
+    )
+    for ratio, kept in ((0.5, 4), (1.0, 1)):
+        _, records = pruned(made, ratio)
+        assert records["a"].numbers["outputs"] == kept
