@@ -18,7 +18,7 @@ from onnxcompress.edit import Edit, drop, substitute
 from onnxcompress.fusion import Fusion
 from onnxcompress.geometry import parametrised
 from onnxcompress.layers import Layer, channel_vector, constant, layers
-from onnxcompress.linear import Linear, follower, linear, put_bias, stored
+from onnxcompress.linear import Linear, follower, put_bias, stored
 
 Affine = tuple[np.ndarray, np.ndarray]  # factor and offset, float64 [channels]
 _ARITHMETIC = ("Add", "Div", "Mul", "Sub")
@@ -78,7 +78,7 @@ def unfolded(fusion: Fusion, node: ir.Node) -> Record | None:
     layer = fusion.known.get(maker) if maker is not None else None
     if node.op_type != "BatchNormalization" and (layer is None or not layer.linear):
         return None
-    view = linear(layer) if layer is not None else ""
+    view = fusion.linear(maker) if layer is not None else ""
     if isinstance(view, Linear) and view.adder is node:
         return None  # it is the bias of a MatMul
     return Record(node.name or node.op_type, False, _why(node, maker, layer), {"operator": node.op_type})

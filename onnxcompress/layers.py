@@ -111,7 +111,12 @@ class Layer:
         return finite(self.tensor.numpy(), self.weight.name)
 
     def bias(self) -> np.ndarray | None:
-        """Return what the node adds to each output channel, float64 [channels]; None where it varies."""
+        """Return what the node adds to each output channel, float64 [channels].
+
+        None where it varies, and of a product with a vector, which has no output channels.
+        """
+        if not self.channel_axes:
+            return None
         node, axis = self.node, self.channel_axes[-1]
         channels = self.shape[axis] * (
             node.attributes.get_int("group", 1) if self.op == "ConvTranspose" else 1

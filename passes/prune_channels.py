@@ -35,8 +35,8 @@ class PruneChannels(Pass):
     Channels that an addition, a depthwise convolution, attention or the like ties together are one unit and
     go together; the groups of grouped convolutions and of channel shuffles keep equal counts. Inputs and
     outputs stay, and what an operator would mix without weights (normalisation or softmax over channels);
-    no layer loses all. The outputs are those of the model whose removed channels are zero where layers read
-    them, to which ``apply=false`` leads.
+    no layer loses all. The outputs are those of the model whose removed channels are zero where they are
+    read, to which ``apply=false`` leads. A second run removes as large a share of what is left.
 
     Engines compute channels in blocks, and odd numbers of them can make a model slower than it was.
     ``multiple_of=0`` keeps multiples of what the target computes at a time, halved until they are at most a

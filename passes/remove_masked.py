@@ -65,12 +65,15 @@ class RemoveMasked(Pass):
 
 
 def drop_ones(model: ir.Model) -> list[str]:
-    """Remove each Mul by a constant of ones from the main graph of `model`; return their names."""
+    """Remove masks that let all through from the main graph of `model`; return their names.
+
+    Those are a Mul by a constant of ones and a Where by a constant that is true.
+    """
     dropped, example = [], Example(model, {})
     for node in list(model.graph):
-        if node.op_type != "Mul" or node.domain not in ("", "ai.onnx"):
+        if node.op_type not in ("Mul", "Where") or node.domain not in ("", "ai.onnx"):
             continue
-        for place, value in enumerate(node.inputs):
+        for place, value in enumerate(node.inputs[: 2 if node.op_type == "Mul" else 1]):
             tensor, other = constant(value), node.inputs[1 - place]
             if tensor is None or other is None or not ones(tensor.numpy()):
                 continue
@@ -80,13 +83,14 @@ def drop_ones(model: ir.Model) -> list[str]:
             if other.producer() is None or other.is_graph_output():
                 continue
             dropped.append(node.name or node.outputs[0].name or "a mask")
-            assert value is not None
+            constants = [each for each in node.inputs if each is not None and each is not other]
             substitute(node.outputs[0], other)
-            drop(value)
+            for each in constants:
+                drop(each)
             break
     return dropped
 
 
 def ones(array: np.ndarray) -> bool:
-    """Return whether all entries of `array` [any shape] are 1."""
+    """Return whether all entries of `array` [any shape] are 1, or true."""
     return bool((array == 1).all())

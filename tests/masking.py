@@ -64,10 +64,15 @@ def times(
     if AXES[node.op_type] == 1:
         found = [len(each.dims) for each in model.graph.initializer if each.name == node.input[1]]
         mask = mask.reshape(1, -1, *[1] * ((found or [4])[0] - 2))
-    elif node.op_type == "MatMul" and node.input[0] in {each.name for each in model.graph.initializer}:
+    elif data_along_rows(model, node, side):
         mask = mask.reshape(-1, 1)
     model.graph.initializer.append(numpy_helper.from_array(mask, f"{name}_mask"))
     return helper.make_node("Mul", [value, f"{name}_mask"], [f"{name}_masked"], name=f"{name}_mask")
+
+
+def data_along_rows(model: onnx.ModelProto, node: onnx.NodeProto, side: str) -> bool:
+    left = node.op_type == "MatMul" and node.input[0] in {each.name for each in model.graph.initializer}
+    return left or (side == "inputs" and any(each.name == "transA" and each.i for each in node.attribute))
 
 
 def silence(model: onnx.ModelProto, node: onnx.NodeProto, figures: dict) -> None:
@@ -75,6 +80,8 @@ def silence(model: onnx.ModelProto, node: onnx.NodeProto, figures: dict) -> None
     gates = GATES[node.op_type]
     stored = {each.name: each for each in model.graph.initializer}
     for place, times_over in ((1, gates), (2, gates), (3, 2 * gates)):
+        if place == len(node.input) or not node.input[place]:
+            continue
         weight = numpy_helper.to_array(stored[node.input[place]]).copy()
         size = weight.shape[1] // times_over
         for number in numbers(figures["outputs_removed"]):

@@ -6,11 +6,12 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxcompress.base import Record
+from onnxcompress.base import Context, Record
 from onnxcompress.channels import find
 from onnxcompress.channels.balance import balanced, basis
 from onnxcompress.channels.labels import TangledError, box, components, matched, reshaped, slabs
-from onnxcompress.model import weight_bytes
+from onnxcompress.model import clone, to_proto, weight_bytes
+from onnxcompress.passes import PruneChannels, RemoveMasked
 
 H17 = '<ir_version: 8, opset_import: ["": 17]>\n'
 
@@ -188,6 +189,27 @@ THROUGH: dict[str, tuple[str, Mapping[str, np.ndarray]]] = {
             "z": np.arange(8, dtype=np.int8),
         },
     ),
+    "recurrent layers one after another, one with peepholes": (
+        """net (float[4,N,5] x) => (float[N,3] y) <float[1,24,5] w = {}, float[1,24,6] r = {}, float[1,18] p
+        = {}, float[1,16,6] v = {}, float[1,16,4] s = {}, float[4,3] c = {}, int64[1] i = {1}, int64[1] j =
+        {0}>
+        { [l] q = LSTM<hidden_size=6>(x, w, r, , , , , p) q1 = Squeeze(q, i) [m] t, h =
+        LSTM<hidden_size=4>(q1, v, s) h1 = Squeeze(h, j) [c] y = MatMul(h1, c) }""",
+        {},
+    ),
+    "one head of attention": (
+        """net (float[N,5,6] x) => (float[N,5,4] y) <float[6,8] q = {}, float[6,8] k = {}, float[6,8] v =
+        {}, float[8,4] c = {}>
+        { [q] q0 = MatMul(x, q) [k] k0 = MatMul(x, k) [v] v0 = MatMul(x, v) t =
+        Transpose<perm=[0,2,1]>(k0) l = MatMul(q0, t) m = Softmax(l) n = MatMul(m, v0)
+        [c] y = MatMul(n, c) }""",
+        {},
+    ),
+    "a product of what is transposed": (
+        """net (float[3,6] x) => (float[3,4] y) <float[6,8] a = {}, float[8] b = {}, float[8,4] c = {}>
+        { [a] p = Gemm(x, a, b) t = Transpose(p) [c] y = Gemm<transA=1>(t, c) }""",
+        {},
+    ),
     "repeated channels": (
         """net (float[N,6] x) => (float[N,4] y) <float[6,8] a = {}, float[24,4] c = {}, int64[2] t = {1,3}>
         { [a] p = MatMul(x, a) [d] q = Tile(p, t) [c] y = MatMul(q, c) }""",
@@ -231,6 +253,20 @@ def test_channels_go_through(name: str, score: str) -> None:
     made = build(*THROUGH[name])
     after, records = masking.pruned_and_masked(made, {"score": score})
     assert weight_bytes(after) < 0.75 * weight_bytes(made), [each.what for each in records]
+
+
+@pytest.mark.parametrize("name", THROUGH)
+def test_masks_alone_compute_the_same_and_go_as_the_channels_would(name: str) -> None:
+    made = build(*THROUGH[name])
+    removed, masked = clone(made), clone(made)
+    PruneChannels().call(removed, Context())
+    PruneChannels(apply=False).call(masked, Context())
+    given = masking.feeds(made)
+    expected = masking.outputs(to_proto(removed), given)
+    for found in (masked, RemoveMasked().call(clone(masked), Context()).model):
+        for one, other in zip(expected, masking.outputs(to_proto(found), given), strict=True):
+            assert np.abs(one - other).max() <= 1e-4 * np.abs(one).max()
+    assert weight_bytes(found) <= weight_bytes(removed)
 
 
 @pytest.mark.parametrize("reason", STAYS)

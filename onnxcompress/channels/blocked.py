@@ -18,7 +18,7 @@ Carried = dict[ir.Value, np.ndarray]
 _ENTRYWISE = frozenset(
     """Abs Add Cast Ceil Celu Clip Cos Div Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity LeakyRelu Log
     Max Mean Min Mish Mul Neg PRelu Pow Reciprocal Relu Round Selu Sigmoid Sign Sin Softplus Softsign Sqrt Sub
-    Sum Swish Tanh ThresholdedRelu""".split()  # noqa: SIM905
+    Sum Swish Tanh ThresholdedRelu Where""".split()  # noqa: SIM905
 )
 _MOVING = ("Flatten", "Gather", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze")
 _POOLING = ("AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool")
@@ -161,19 +161,25 @@ def _entrywise(flow: Flow, found: Carried, node: ir.Node) -> np.ndarray | None:
     shape = flow.arrays[node.outputs[0]].shape
     inputs: list[np.ndarray | None] = []
     for place, value in enumerate(node.inputs):
-        if value is None:
-            inputs.append(None)
-        elif flow.example.fixed(value):
-            inputs.append(flow.example.content(value))
+        known = flow.example.fixed(value) and value is not None
+        content = flow.example.content(value) if known else None  # type: ignore[arg-type]
+        condition = place == 0 and node.op_type == "Where"
+        if value is None or (condition and content is not None):
+            inputs.append(content)
+        elif condition or (content is not None and content.dtype.kind != "f"):
+            return None
         else:
-            inputs.append(_given(flow, found, node, place).astype(np.float32))
-    if any(each is not None and each.dtype.kind != "f" for each in inputs):
-        return None
+            number = _given(flow, found, node, place) if content is None else content
+            inputs.append(number.astype(np.float32))
     try:
         (made,) = run_node(node, inputs, flow.example.version)
     except CompressError:
         return None
+    if made.dtype.kind != "f":  # to whole numbers: what follows may compute otherwise with those
+        return None
     made = made.astype(np.float64)
+    if len(inputs) == 1 and inputs[0] is not None:  # comparisons make a number of NaN
+        made = np.where(np.isnan(inputs[0]), np.nan, made)
     if node.op_type == "Mul":
         zero = np.zeros(made.shape, bool)
         for each in inputs:

@@ -20,7 +20,7 @@ BORDER = "its constant can't be folded: zeros lie beyond the border of a layer t
 PARTLY = "blocked, but not everywhere it is read"
 SUMMED = "blocked, but summed with others without weights"
 EQUAL = "blocked, but groups must keep equal counts"
-LAST = "blocked, but the last channel of its layer"
+LAST = "blocked, but the last channel of its layer or part"
 
 
 @dataclass
@@ -45,8 +45,12 @@ class Blocking:
             np.logical_or.at(some, number, known)
             np.logical_and.at(fine, number, zero | (constant == 0) | (known & self._foldable(ride)))
         summed = np.zeros(units.count, bool)
-        for labels in self.channels.flow.summed:
-            summed[units.of[labels.ravel()]] = True
+        for node, place in self.channels.flow.summed:
+            labels = self.channels.flow.labels(node.inputs[place])
+            number, constant = units.of[labels.ravel()], self._carried(node.inputs[place], labels.size)
+            np.logical_and.at(blocked, number, np.isfinite(constant))
+            np.logical_or.at(some, number, np.isfinite(constant))
+            summed[number[constant != 0]] = True
         self.allowed = fine & ~summed & ~units.frozen & (units.family >= 0)
         for reason, which in (
             (PARTLY, some & ~blocked),
@@ -65,9 +69,10 @@ class Blocking:
     def left(self, stay: np.ndarray) -> dict[tuple[str, str], int]:
         """Return how many blocked units stay, by the name of their first layer and the reason."""
         units, found = self.channels.units, dict(self.reasons)
+        left = [np.unique(whole[stay[whole]]) for whole in units.wholes]
+        last = {int(whole[0]) for whole in left if len(whole) == 1}
         for unit in np.flatnonzero(self.allowed & stay).tolist():
-            alone = not stay[units.family == units.family[unit]].sum() > 1
-            found[unit] = LAST if alone else units.reason(unit) or EQUAL
+            found[unit] = LAST if unit in last else units.reason(unit) or EQUAL
         names = {int(units.family[each.units[0]]): each.name for each in units.families}
         counts: dict[tuple[str, str], int] = {}
         for unit, reason in sorted(found.items()):
@@ -99,12 +104,14 @@ class Blocking:
 
     def _constant(self, ride: Ride) -> np.ndarray:
         """Return what the channels carry that a layer reads as `ride` says; NaN where that varies."""
-        value = ride.node.inputs[0 if ride.place else 1]
-        nothing = np.full(ride.labels.size, np.nan)
-        if value is None or ride.place == 2:
-            return nothing
-        found = self.values.get(value, nothing)
-        return found.reshape(-1).copy() if found.size == ride.labels.size else nothing
+        if ride.place == 2:
+            return np.full(ride.labels.size, np.nan)
+        return self._carried(ride.node.inputs[0 if ride.place else 1], ride.labels.size)
+
+    def _carried(self, value: ir.Value | None, size: int) -> np.ndarray:
+        """Return what the `size` channels of `value` carry, float64 [size]; NaN where that varies."""
+        found = self.values.get(value) if value is not None else None
+        return np.full(size, np.nan) if found is None or found.size != size else found.reshape(-1).copy()
 
     def _foldable(self, ride: Ride) -> bool:
         """Return whether a constant that a layer reads can become part of its bias."""

@@ -50,7 +50,7 @@ class Channels:
             stay = choose(self.units)
             try:
                 removal, cuts = plan(self.flow, stay[self.units.of], partial(walk, self.model))
-                spellable(removal)
+                spellable(self.model, removal)
             except TangledError as error:
                 self._give_up(stay, error)
             else:

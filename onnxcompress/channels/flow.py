@@ -41,7 +41,8 @@ class Blocks:
     """Groups that must keep equal counts: `labels` [positions] and the block each position lies in.
 
     `order` says that the blocks also decide where a position lies after a shuffle ("rows"), that a reader
-    takes them apart ("parts"), or that both counts and places matter ("groups").
+    takes them apart ("parts", of any counts; block 0 is what it doesn't take), or that both counts and places
+    matter ("groups").
     """
 
     labels: np.ndarray
@@ -72,7 +73,7 @@ class Flow:
     frozen: list[tuple[np.ndarray, str]] = field(default_factory=list)
     causes: set[int] = field(default_factory=set)  # labels that stand for what can't go
     ties: dict[ir.Node, list[Pairs]] = field(default_factory=dict)
-    summed: list[np.ndarray] = field(default_factory=list)  # labels summed over without weights
+    summed: list[tuple[ir.Node, int]] = field(default_factory=list)  # inputs summed over without weights
     unions: list[Pairs] = field(default_factory=list)
     count: int = 0
 
@@ -229,3 +230,11 @@ class Flow:
             return np.arange(self.count)
         first, second = (np.concatenate(ends) for ends in zip(*pairs, strict=True))
         return components(self.count, first, second)
+
+
+def captured(node: ir.Node) -> set[ir.Value]:
+    """Return the values that the nodes in the bodies of `node`, and in the bodies in those, read."""
+    bodies = [each.as_graph() for each in node.attributes.values() if each.type == ir.AttributeType.GRAPH]
+    graphs = [each for body in bodies for each in (body, *body.subgraphs())]
+    read = {value for graph in graphs for inner in graph for value in inner.inputs if value is not None}
+    return read.union(*(graph.outputs for graph in graphs))

@@ -153,11 +153,21 @@ def segments(shape: Sequence[int], target: Sequence[int]) -> list[tuple[list[int
     return parts
 
 
-def reshaped(labels: np.ndarray, shape: Sequence[int], target: Sequence[int]) -> np.ndarray:
-    """Return what a reshape from `shape` to `target` makes of `labels`; axes that don't matter stay 1."""
+def reshaped(
+    labels: np.ndarray,
+    shape: Sequence[int],
+    target: Sequence[int],
+    old: tuple[np.ndarray, Sequence[int], Sequence[int]] | None = None,
+) -> np.ndarray:
+    """Return what a reshape from `shape` to `target` makes of `labels`; axes that don't matter stay 1.
+
+    Which ones matter is told by the labels, shape and target that were before a removal, `old`, if any.
+    """
     full, wanted = list(shape), list(target)
-    for mine, yours in segments(shape, target):
-        if all(labels.shape[axis] == 1 for axis in mine):
+    before, given, made = old or (labels, shape, target)
+    matter = varying(before)
+    for mine, yours in segments(given, made):
+        if not any(axis in matter for axis in mine):
             for axis in mine:
                 full[axis] = 1
             for axis in yours:

@@ -189,7 +189,7 @@ def product(flow: Flow, node: ir.Node) -> None:
         return
     if summed:
         flow.tie(node, one, turned)
-        flow.summed += [] if stacked else [one, other]
+        flow.summed += [] if stacked else [(node, 0), (node, 1)]
     if not stacked:
         if rank - 1 in axes[1] and not summed:
             flow.put(node.outputs[0], other)

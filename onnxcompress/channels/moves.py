@@ -25,7 +25,8 @@ def reshape(flow: Flow, node: ir.Node) -> None:
     if labels.ndim != len(given):
         flow.keep(output, f"{value.name} has an unknown shape")
         return
-    made = reshaped(labels, given, wanted)
+    old = flow.before(value), flow.shape(value) or (), flow.shape(output) or ()
+    made = reshaped(labels, given, wanted, old)
     flow.put(output, made)
     if node.op_type == "Reshape" and flow.varies(value):
         flow.spell(node, 1, wanted)
@@ -105,7 +106,7 @@ def split(flow: Flow, node: ir.Node) -> None:
     parts = [np.sort(flow.select(value, axis, np.arange(*ends))) for ends in pairwise(bounds)]
     if not np.array_equal(np.concatenate(parts), np.arange(flow.labels(value).shape[axis])):
         raise TangledError("parts would not lie one after another")
-    _parts(flow, node, axis, np.repeat(np.arange(len(sizes)), sizes))
+    _parts(flow, node, axis, np.repeat(np.arange(len(sizes)), sizes) + 1)
     for output, part in zip(node.outputs, parts, strict=True):
         flow.put(output, flow.labels(value).take(part, axis))
     now = [len(part) for part in parts]
@@ -113,12 +114,12 @@ def split(flow: Flow, node: ir.Node) -> None:
         flow.spell(node, "split", now)
     elif len(node.inputs) > 1 and node.inputs[1] is not None:
         flow.spell(node, 1, now)
-    elif now != sizes and (len(set(now[:-1])) > 1 or now[-1] > now[0]):
+    elif now != sizes and len(set(now)) > 1:
         flow.spell(node, "sizes", now)
 
 
 def _parts(flow: Flow, node: ir.Node, axis: int, block: np.ndarray) -> None:
-    """Note that `node` takes its input apart along `axis` into blocks, `block` [size of the axis]."""
+    """Note that `node` takes its input apart along `axis`; `block` [size of the axis] tells how."""
     labels = flow.before(node.inputs[0])
     spread = block.reshape([-1 if each == axis else 1 for each in range(labels.ndim)])
     flow.divide(node, labels, np.broadcast_to(spread, labels.shape), "parts")
@@ -137,6 +138,7 @@ def slicing(flow: Flow, node: ir.Node) -> None:
             flow.put(node.outputs[0], flow.labels(value))
         return
     starts, ends, axes, steps = listed
+    computed = not all(map(flow.example.fixed, node.inputs[1:3]))
     result = flow.labels(value)
     for place, (start, end, axis, step) in enumerate(zip(starts, ends, axes, steps, strict=True)):
         axis %= before.ndim
@@ -152,7 +154,7 @@ def slicing(flow: Flow, node: ir.Node) -> None:
             raise TangledError("a slice would not be in one piece")
         result = result.take(places, axis)
         now = np.arange(flow.labels(value).shape[axis])
-        if not np.array_equal(now[start:end], places):
+        if computed or not np.array_equal(now[start:end], places):
             flow.spell_one(node, ("starts", 1), place, int(places[0]))
             flow.spell_one(node, ("ends", 2), place, int(places[-1]) + 1)
     flow.put(node.outputs[0], result)
@@ -292,8 +294,11 @@ def blocks(flow: Flow, node: ir.Node) -> None:
     value, output = node.inputs[0], node.outputs[0]
     given = flow.vector(node, 0, 1)
     size = node.attributes.get_int("blocksize", 1) ** 2
-    if given is None or not flow.varies(value):
-        flow.put(output, flow.labels(value).reshape((1,) * 4))
+    if given is None:
+        flow.unknown(node, "moves places along the axes of channels")
+        return
+    if not flow.varies(value):
+        flow.put(output, flow.labels(value))
         return
     if node.op_type == "SpaceToDepth":
         flow.put(output, np.tile(given, size).reshape(1, -1, 1, 1))

@@ -41,9 +41,9 @@ def recurrent(flow: Flow, node: ir.Node) -> None:
     flow.ride(node, 3, (0, 1), np.tile(made, (1, 2 * gates)))
     flow.ride(node, 7, (0, 1), np.tile(made, (1, 3)))
     flow.spell(node, "hidden_size", [made.shape[1]])
-    for value in node.inputs[5:7]:
+    for place, value in enumerate(node.inputs[5:7], 5):
         if value is not None and flow.example.fixed(value):
-            flow.ride(node, list(node.inputs).index(value), (0, 2), made)
+            flow.ride(node, place, (0, 2), made)
         elif value is not None:
             flow.tie(node, flow.labels(value), made[:, None, :])
     states = made[:, None, :]

@@ -224,6 +224,18 @@ def plan(
             cut = slices(rides, old.example.shape(value) or ())
         except TangledError as error:
             raise TangledError(str(error), node) from error
+        if cut is not None and _in_blocks(old, value):
+            raise TangledError("its weight is quantized in blocks", node)
         if cut is not None:
             found[node, place] = cut
     return removal, found
+
+
+def _in_blocks(flow: Flow, value: ir.Value) -> bool:
+    """Return whether `value` is dequantized by scales of its own for each block."""
+    maker = value.producer()
+    return (
+        maker is not None
+        and maker.op_type == "DequantizeLinear"
+        and len(flow.example.shape(maker.inputs[1]) or ()) > 1  # type: ignore[arg-type]
+    )

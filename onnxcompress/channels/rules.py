@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxcompress.channels.flow import Flow, Rule
+from onnxcompress.channels.flow import Flow, Rule, captured
 from onnxcompress.channels.labels import aligned, varying
 from onnxcompress.channels.linear import LINEAR
 from onnxcompress.channels.moves import MOVES
@@ -125,16 +125,16 @@ def pool(flow: Flow, node: ir.Node) -> None:
         flow.unknown(node, "channels lie along an axis it pools or resamples")
         return
     if node.op_type == "Resize" and len(node.inputs) > 3 and node.inputs[3] is not None and found:
-        target = flow.target(node.outputs[0])
-        assert target is not None
-        flow.put(node.outputs[0], flow.labels(value))
-        count = flow.labels(value).shape[1]
-        sizes = flow.example.known(node.inputs[3])
-        if sizes is None or len(sizes) != len(target):
+        rank = flow.before(value).ndim
+        axes = [axis % rank for axis in node.attributes.get_ints("axes", range(rank))]
+        sizes, count = flow.example.known(node.inputs[3]), flow.labels(value).shape[1]
+        if 1 in axes and (sizes is None or len(sizes) != len(axes)):
             flow.unknown(node, "its sizes are computed")
             return
-        flow.spell(node, 3, [count if axis == 1 else int(each) for axis, each in enumerate(sizes)])
-        return
+        if 1 in axes and sizes is not None:
+            flow.spell(
+                node, 3, [count if axis == 1 else int(each) for axis, each in zip(axes, sizes, strict=True)]
+            )
     flow.put(node.outputs[0], flow.labels(value))
 
 
@@ -156,7 +156,7 @@ def reduce(flow: Flow, node: ir.Node) -> None:
     if gone and (node.op_type not in _SUMS or len(gone) < len(varying(before))):
         flow.freeze(now, node, "is reduced over channels")
     if gone:
-        flow.summed.append(now)
+        flow.summed.append((node, 0))
         flow.keep(node.outputs[0], f"is reduced over channels at {label(node)}")
         return
     kept = node.attributes.get_int("keepdims", 1)
@@ -208,17 +208,9 @@ RULES: dict[str, Rule] = {
 
 def otherwise(flow: Flow, node: ir.Node) -> None:
     """Freeze what reaches an operator that no rule is for, in its subgraphs too."""
-    bodies = [each.as_graph() for each in node.attributes.values() if each.type == ir.AttributeType.GRAPH]
+    bodies = any(each.type == ir.AttributeType.GRAPH for each in node.attributes.values())
     reason = "is read inside a body" if bodies else "there is no rule"
     flow.unknown(node, reason)
-    for body in bodies:
-        for value in _captured(body):
-            if value in flow.arrays:
-                flow.freeze(flow.labels(value), node, reason)
-
-
-def _captured(body: ir.Graph) -> set[ir.Value]:
-    """Return the values that the nodes of `body` and of the bodies in it read."""
-    graphs = [body, *body.subgraphs()]
-    read = {value for graph in graphs for node in graph for value in node.inputs if value is not None}
-    return read.union(*(graph.outputs for graph in graphs))
+    for value in captured(node):
+        if value in flow.arrays:
+            flow.freeze(flow.labels(value), node, reason)

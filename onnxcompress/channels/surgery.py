@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxcompress.channels.flow import Flow
+from onnxcompress.channels.flow import Flow, captured
 from onnxcompress.channels.labels import TangledError, varying
 from onnxcompress.channels.removal import Removal, Slices
 from onnxcompress.edit import Edit, drop
+from onnxcompress.evaluate import label
 from onnxcompress.layers import constant, put_constant
 from onnxcompress.model import lazy
 
@@ -27,13 +28,44 @@ def cut(model: ir.Model, removal: Removal, cuts: Cuts) -> None:
         _reshape(removal, value)
 
 
-def spellable(removal: Removal) -> None:
-    """Raise TangledError where a number to be changed is computed in a way that can't be followed."""
+def spellable(model: ir.Model, removal: Removal) -> None:
+    """Raise TangledError where a number to be changed is computed in a way that can't be followed.
+
+    And where a number that would change by itself is more than a size: a factor, for one.
+    """
     for (node, where), values in removal.spelled.items():
         if isinstance(where, int):
             wanted = _wanted(removal, node, where, values)
             if wanted is not None and not _reachable(removal, node.inputs[where], wanted):
                 raise TangledError("a size is computed in a way that can't be followed", node)
+    for node in model.graph:
+        if all(removal.example.known(value) is not None for value in node.outputs):
+            continue
+        read = [value for place, value in enumerate(node.inputs) if (node, place) not in removal.spelled]
+        if changed := next((each for each in [*read, *captured(node)] if _changes(removal, each)), None):
+            raise TangledError(
+                f"{label(node)} computes with a size that would change,", _maker(removal, changed)
+            )
+    if changed := next((value for value in model.graph.outputs if _changes(removal, value)), None):
+        raise TangledError(f"output {changed.name} is a size that would change,", _maker(removal, changed))
+
+
+def _changes(removal: Removal, value: ir.Value | None) -> bool:
+    """Return whether what `value` computes to by itself is something else after `removal`."""
+    known = removal.example.known(value)
+    if value is None or known is None or removal.example.fixed(value):
+        return False
+    now = removal.content(value)
+    return now is None or not np.array_equal(now, known)
+
+
+def _maker(removal: Removal, value: ir.Value) -> ir.Node:
+    """Return the Shape or Size from which a change came to `value`."""
+    node = value.producer()
+    while node is not None and node.op_type not in ("Shape", "Size"):
+        node = next(each for each in node.inputs if _changes(removal, each)).producer()  # type: ignore[union-attr]
+    assert node is not None
+    return node
 
 
 def _wanted(removal: Removal, node: ir.Node, place: int, values: Sequence[int]) -> list[int] | None:
@@ -173,6 +205,9 @@ def _slice_quantized(
         node.replace_input_with(place, copy.outputs[0])
         maker = copy
     _slice(edit, flow, maker, 0, slices)
+    shape = maker.outputs[0].shape
+    if shape is not None and shape.is_static():
+        maker.outputs[0].shape = ir.Shape(slices.shape(shape.numpy()))
     rank = len(flow.shape(maker.inputs[0]) or ())
     axis = maker.attributes.get_int("axis", 1) % max(rank, 1)
     if len(scales) == 1 and scales[0] > 1 and axis in slices.plain:

@@ -158,9 +158,12 @@ class Units:
         `share` [units] of each family goes, the same for all units of a family, as far as they are `allowed`
         [units, bool] to and not frozen. Of so many channels as `multiple` is given, a multiple of what it
         returns stays where no groups must stay equal, and what is kept too many is taken from the layers
-        after, so that together they lose the share. No layer loses all.
+        after, so that together they lose the share. No layer loses all, nor does
+        a part that a reader takes of several.
         """
         free = ~self.frozen if allowed is None else allowed & ~self.frozen
+        score = np.where(free, score, np.inf)
+        free[[units[np.argmax(score[units])] for units in self.taken]] = False
         score = np.where(free, score, np.inf)
         gone = np.zeros(self.count, bool)
         bound = np.zeros(self.count, bool)
@@ -175,7 +178,8 @@ class Units:
                 step, wanted = self._step(units, multiple), share[units[0]] * total
                 passed_on = 1 < step <= total - least and wanted > 0
                 wanted += owed * total if passed_on else 0
-                stay = max(total - min(int(wanted + 1e-9), most), least)
+                wanted = min(wanted, most)
+                stay = max(total - int(wanted + 1e-9), least)
                 stay = min(total, -(-stay // step) * step)
                 owed = min(max(wanted - (total - stay), 0), step) / total if passed_on else owed
                 gone[units[np.argsort(score[units], kind="stable")[: total - stay]]] = True
@@ -188,6 +192,24 @@ class Units:
         width = int(np.gcd.reduce(self.width[units]))
         wanted = multiple(len(units) * width)
         return wanted // gcd(wanted, width)
+
+    @cached_property
+    def taken(self) -> list[np.ndarray]:
+        """The units of each part that a reader, such as a Split, takes of a value: none may lose all."""
+        return [
+            self.of[each.labels[each.block == part]]
+            for each in self.flow.blocks
+            if each.order == "parts"
+            for part in np.unique(each.block[each.block > 0])
+        ]
+
+    @cached_property
+    def wholes(self) -> list[np.ndarray]:
+        """The units of each layer, and of each part that a reader takes: what never loses all."""
+        made = [
+            self.of[each.start : each.stop] for each in self.flow.sources if each.node.op_type not in _FILLERS
+        ]
+        return [units for units in (*made, *self.taken) if len(units)]
 
     def _lessen(
         self,

@@ -233,3 +233,22 @@ def test_an_empty_bias_is_none() -> None:
     )
     fuse(made)
     assert operators(made) == "Conv"
+
+
+def test_products_with_vectors_stay() -> None:
+    made = models.model(
+        """net (float[N,5,6] x) => (float[N,5] y) <float[6,8] a = {}, float[8] b = {}>
+        { [a] p = MatMul(x, a) r = Relu(p) [b] y = MatMul(r, b) }"""
+    )
+    assert [record.what for record in fuse(made)] == ["nothing to fuse"]
+
+
+def test_arithmetic_behind_a_quantized_layer_stays_and_says_so() -> None:
+    made = models.model(
+        """net (float[N,3,4,4] x) => (float[N,2,4,4] y) <int8[2,3,1,1] w = {1, 2, 3, 4, 5, 6},
+        float s = {0.1}, float[2,1,1] t = {}>
+        { w0 = DequantizeLinear(w, s) p = Conv(x, w0) [t] y = Add(p, t) }"""
+    )
+    assert [(record.layer, record.what) for record in fuse(made)] == [
+        ("t", "the layer before it must stay: already quantized")
+    ]

@@ -320,3 +320,15 @@ def test_a_repair_without_calibration_data_is_refused_before_anything_changes() 
     with pytest.raises(UsageError, match="repair=bias needs calibration data"):
         PruneChannels(repair="bias").call(made, Context())
     assert list(made.graph.initializers["a"].shape or ()) == [16, 3, 3, 3]
+
+
+def test_no_layer_loses_all_whatever_is_joined_to_it() -> None:
+    made = models.model(
+        """net (float[N,3,6,6] x) => (float[N,4,6,6] y) <float[4,3,1,1] a = {}, float[6,3,1,1] b = {},
+        float[10,10,1,1] c = {}, float[4,10,1,1] d = {}>
+        { [a] p = Conv(x, a) [b] q = Conv(x, b) k = Concat<axis=1>(p, q) [c] r = Conv(k, c) s = Add(k, r)
+          [d] y = Conv(s, d) }"""
+    )
+    after, _ = masking.pruned_and_masked(made, {"ratio": 1.0})
+    found = shapes(Result(after))
+    assert (found["a"][0], found["b"][0], found["c"]) == (1, 1, [2, 2, 1, 1])

@@ -134,6 +134,40 @@ def test_a_constant_beside_a_padded_border_stays_and_is_counted() -> None:
     ]
 
 
+@pytest.mark.parametrize("other", [0.0, 0.7])
+def test_what_a_constant_condition_never_takes_is_blocked(other: float) -> None:
+    condition = np.array([True, False, True, False, True])
+    made = models.model(
+        GEMMS.replace("float[5] m", "bool[5] m, float z") % "[m] q = Where(m, p, z)",
+        {"m": condition, "z": np.float32(other)},
+    )
+    result = removed(made)
+    assert shape(result.model, "b") == [3, 4]
+    assert "Where" not in {node.op_type for node in result.model.graph}
+
+
+def test_weights_of_16_bits_are_followed_too() -> None:
+    draw = np.random.default_rng(5)
+    made = models.model(
+        """net (float[N,6] x) => (float[N,4] y) <float16[6,5] a, float16[5,4] b, float16[5] m>
+        { h = Cast<to=10>(x) [a] p = MatMul(h, a) [m] q = Mul(p, m) [b] r = MatMul(q, b)
+          y = Cast<to=1>(r) }""",
+        {
+            "a": draw.standard_normal((6, 5)).astype(np.float16),
+            "b": draw.standard_normal((5, 4)).astype(np.float16),
+            "m": np.float16([1, 0, 1, 0, 1]),
+        },
+    )
+    assert shape(removed(made).model, "b") == [3, 4]
+
+
+@pytest.mark.parametrize("step", ["q = ThresholdedRelu<alpha=0.1>(p)", "i = Cast<to=6>(p) q = Cast<to=1>(i)"])
+def test_what_compares_or_rounds_what_varies_makes_no_constant_of_it(step: str) -> None:
+    bias = np.linspace(-2, 2, 5, dtype=np.float32)
+    made = models.model(GEMMS.replace("d = {}", "d") % step, {"m": np.ones(5, np.float32), "d": bias})
+    assert not removed(made).modified
+
+
 def test_a_layer_whose_channels_are_all_blocked_keeps_one() -> None:
     made = models.model(GEMMS % "[m] q = Mul(p, m)", {"m": np.zeros(5, np.float32)})
     result = removed(made)
