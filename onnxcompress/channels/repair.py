@@ -181,7 +181,7 @@ def fits(layer: Layer) -> bool:
     node = layer.node
     if node.op_type == "Conv":
         spelled = node.attributes.get_string("auto_pad", "NOTSET") == "NOTSET"
-        return node.attributes.get_int("group", 1) == 1 and spelled and layer.bias() is not None
+        return spelled and layer.bias() is not None
     if node.op_type == "Gemm":
         plain = not node.attributes.get_int("transA", 0) and node.attributes.get_float("alpha", 1.0) == 1
         return plain and layer.bias() is not None
@@ -236,24 +236,38 @@ def _fit(model: ir.Model, aim: Aim, sample: _Sample) -> None:
     Very Deep Convolutional Networks for Classification and Detection, PAMI 2016.
     """
     layer = aim.layer
-    old = _matrix(layer, layer.value().astype(np.float64))
+    groups = layer.node.attributes.get_int("group", 1) if layer.op == "Conv" else 1
+    old = np.split(_matrix(layer, layer.value().astype(np.float64)), groups)
+    inputs, wanted = (np.split(each, groups, axis=1) for each in (sample.inputs, sample.wanted))
     bias = layer.bias() if layer.op != "MatMul" else None
-    inputs = sample.inputs
     if bias is not None:
-        old = np.concatenate([old, bias[:, None]], axis=1)
-        inputs = np.concatenate([inputs, np.ones((len(inputs), 1))], axis=1)
-    solve = solver(inputs)
-    new = old + solve(sample.wanted - inputs @ old.T)
-    sample.found = inputs @ new.T
-    for _ in range(ROUNDS if _rectified(layer.node) else 0):
-        aim_at = np.where(sample.wanted > 0, sample.wanted, np.minimum(sample.found, 0))
-        new = new + solve(aim_at - sample.found)
-        sample.found = inputs @ new.T
+        ones = np.ones((len(sample.inputs), 1))
+        inputs = [np.concatenate([each, ones], axis=1) for each in inputs]
+        parts = zip(old, np.split(bias, groups), strict=True)
+        old = [np.concatenate([each, part[:, None]], axis=1) for each, part in parts]
+    rounds = ROUNDS if _rectified(layer.node) else 0
+    new = np.concatenate([_fitted(*each, rounds) for each in zip(old, inputs, wanted, strict=True)])
+    found = zip(inputs, np.split(new, groups), strict=True)
+    sample.found = np.concatenate([each @ part.T for each, part in found], axis=1)
     weight = new if bias is None else new[:, :-1]
     made = weight.reshape(layer.shape) if layer.op == "Conv" else _matrix(layer, weight)
     put_constant(layer.weight, ir.tensor(made.astype(layer.tensor.dtype.numpy()), name=layer.weight.name))
     if bias is not None:
         put_bias(Edit(model), layer, new[:, -1])
+
+
+def _fitted(old: np.ndarray, inputs: np.ndarray, wanted: np.ndarray, rounds: int) -> np.ndarray:
+    """Return weights [outputs, n] near `old` that make `wanted` [m, outputs] of `inputs` [m, n].
+
+    In each of so many `rounds` more, what is wanted to be negative is taken as met where it is.
+    """
+    solve = solver(inputs)
+    new: np.ndarray = old + solve(wanted - inputs @ old.T)
+    for _ in range(rounds):
+        found = inputs @ new.T
+        aim_at = np.where(wanted > 0, wanted, np.minimum(found, 0))
+        new = new + solve(aim_at - found)
+    return new
 
 
 def solver(inputs: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
