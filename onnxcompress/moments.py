@@ -56,6 +56,24 @@ def second_moments(
         yield _streamed(model, batch, context)
 
 
+def mean_squares(
+    model: ir.Model, layers: Mapping[Layer, Geometry], context: Context
+) -> dict[Layer, np.ndarray]:
+    """Return the mean square of each input of `layers` at each place of a window, float64 [inputs, *kernel].
+
+    As :func:`second_moments`, but of layers with too many inputs, and of all where there are no data, they
+    are ones.
+    """
+    found = {layer: np.ones(layer.shape[1:]) for layer in layers}
+    if context.calibration is None or context.runtime is None:
+        return found
+    for batch in second_moments(model, layers, context):
+        for layer, moments in batch.items():
+            if moments.inputs is not None:
+                found[layer] = np.diag(moments.inputs).reshape(layer.shape[1:])
+    return found
+
+
 @dataclass
 class _Sum:
     """Running sums of a layer: of outer products, of squares, and of rows; `weight` is set for a wide one."""
