@@ -14,6 +14,7 @@ from onnxcompress.base import Context
 from onnxcompress.edit import Edit, replace_uses
 from onnxcompress.grouping import dealt
 from onnxcompress.layers import constant
+from onnxcompress.linear import follower
 
 _EACH = ("BatchNormalization", "Clip", "Elu", "HardSwish", "LeakyRelu", "PRelu", "Relu", "Sigmoid")
 _POOLS = ("AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool")
@@ -31,8 +32,16 @@ def stand_in(edit: Edit, node: ir.Node) -> ir.Value:
     return made.outputs[0]
 
 
-def stand_behind(edit: Edit, node: ir.Node) -> ir.Value:
-    """Put an Identity behind `node`, for all that read its output, and return what it makes."""
+def stand_behind(edit: Edit, node: ir.Node, context: Context, exclude: str) -> ir.Value:
+    """Put an Identity behind `node`, for all that read its output, and return what it makes.
+
+    A BatchNormalization that alone reads it comes before, so that engines can still fold that, if it doesn't
+    match a pattern of `context` or `exclude`.
+    """
+    reader = follower(node)
+    if reader is not None and reader.op_type == "BatchNormalization" and len(reader.outputs) == 1:
+        last = reader.outputs[0].is_graph_output()
+        node = node if last or context.excludes(reader.name or "", exclude) else reader
     output = node.outputs[0]
     made = edit.node("Identity", [output], f"{node.name or node.op_type}_unshuffled", dtype=output.dtype)
     made.outputs[0].shape = output.shape

@@ -179,7 +179,8 @@ class Shuffle(Pass):
             if share < self.energy:
                 result.left(layer, "it would lose too much of its energy", energy=share)
                 continue
-            before, behind = stand_in(edit, door or node), stand_behind(edit, node)
+            before = stand_in(edit, door or node)
+            behind = stand_behind(edit, node, context, self.exclude)
             groupings.append(Grouping(node, before, behind, inputs, outputs))
             layers[node] = layer
         return groupings, layers

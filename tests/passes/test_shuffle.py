@@ -426,3 +426,11 @@ def test_readers_of_one_value_that_need_the_same_order_share_its_gather() -> Non
     put(second, first.const_value.numpy())
     run(made, when="always")
     assert len([node for node in made.graph if node.op_type == "Gather"]) == 1
+
+
+def test_normalisations_stay_right_behind_their_convolutions() -> None:
+    made = load(TESTDATA / "bottleneck_digits.onnx")
+    records = run(made)
+    assert "gather" in {record.numbers["behind"] for record in records.values() if record.changed}
+    for name in (name for name, record in records.items() if record.changed):
+        assert [use.node.op_type for use in named(made, name).outputs[0].uses()] == ["BatchNormalization"]
