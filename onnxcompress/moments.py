@@ -68,6 +68,24 @@ def second_moments(
         yield _streamed(model, batch, context)
 
 
+def mean_squares(
+    model: ir.Model, layers: Mapping[Layer, Window], context: Context
+) -> dict[Layer, np.ndarray]:
+    """Return the mean square of each input of `layers` at each place of a window, float64 [inputs, *kernel].
+
+    As :func:`second_moments`, but of layers with too many inputs, and of all where there are no data, they
+    are ones.
+    """
+    found = {layer: np.ones(layer.shape[1:]) for layer in layers}
+    if context.calibration is None or context.runtime is None:
+        return found
+    for batch in second_moments(model, layers, context):
+        for layer, moments in batch.items():
+            if moments.inputs is not None and moments.mean is not None:
+                found[layer] = (np.diag(moments.inputs) + moments.mean**2).reshape(layer.shape[1:])
+    return found
+
+
 @dataclass
 class _Sum:
     """Running sums of a layer, of what is `shift` less: of outer products, values, squares, and rows.

@@ -9,6 +9,7 @@ from onnxcompress.passes.prune_channels import PruneChannels
 from onnxcompress.passes.quant import Quant
 from onnxcompress.passes.remove_masked import RemoveMasked
 from onnxcompress.passes.shrink_kernels import ShrinkKernels
+from onnxcompress.passes.shuffle import Shuffle
 from onnxcompress.passes.simplify import Simplify
 
 BUILT_IN = (
@@ -19,6 +20,7 @@ BUILT_IN = (
     PruneChannels,
     Factorise,
     ShrinkKernels,
+    Shuffle,
     Cluster,
     Quant,
     Encode,
@@ -35,5 +37,6 @@ __all__ = [
     "Quant",
     "RemoveMasked",
     "ShrinkKernels",
+    "Shuffle",
     "Simplify",
 ]

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 from export import accuracy, parameters
 from models import (
+    bottleneck_digits,
     branch_digits,
     depthwise_digits,
     factorised_digits,
@@ -27,6 +28,7 @@ MODELS = {
     "depthwise_digits": depthwise_digits.make,
     "residual_digits": residual_digits.make,
     "shufflenet_digits": shufflenet_digits.make,
+    "bottleneck_digits": bottleneck_digits.make,
     "factorised_digits": factorised_digits.make,
     "masked_digits": masked_digits.make,
     "transformer_digits": transformer_digits.make,

@@ -8,7 +8,7 @@ import pytest
 
 from onnxcompress.base import Context, Record
 from onnxcompress.channels import find
-from onnxcompress.channels.balance import balanced, basis
+from onnxcompress.channels.balance import balancer, basis
 from onnxcompress.channels.labels import TangledError, box, components, matched, reshaped, slabs
 from onnxcompress.model import clone, to_proto, weight_bytes
 from onnxcompress.passes import PruneChannels, RemoveMasked
@@ -335,7 +335,7 @@ def test_counts_solve_their_equations_near_what_is_wanted() -> None:
         for part in blocks
         for block in part[1:]
     ]
-    found = balanced(np.array(equations), 0.4 * sizes, sizes)
+    found = balancer(np.array(equations), sizes)(0.4 * sizes)
     assert found is not None
     assert not (np.array(equations) @ found).any()
     assert (found <= sizes).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
 from itertools import combinations
 from math import gcd, lcm
@@ -43,32 +44,34 @@ def basis(equations: np.ndarray) -> np.ndarray:
     return np.array(vectors, np.int64).reshape(-1, count)
 
 
-def balanced(equations: np.ndarray, wanted: np.ndarray, most: np.ndarray) -> np.ndarray | None:
-    """Return integers x [n] near `wanted` [n, float] with ``equations @ x = 0`` and 0 <= x <= `most` [n].
+def balancer(equations: np.ndarray, most: np.ndarray) -> Callable[[np.ndarray], np.ndarray | None]:
+    """Return the function from wanted numbers [n, float] to integers x [n] near them that solve equations.
 
-    It starts from the nearest combination of the basis and takes the steps that lessen what is out of
-    bounds, then the distance. None where that ends out of bounds.
+    That is ``equations @ x = 0`` and 0 <= x <= `most` [n]. It starts from the nearest combination of the
+    basis and takes the steps that lessen what is out of bounds, then the distance; None where that ends out
+    of bounds.
     """
     order = np.argsort(-most, kind="stable")  # the smallest groups are left free: they bear least rounding
     vectors = basis(equations[:, order])[:, np.argsort(order, kind="stable")]
-    if not len(vectors):
-        return np.zeros(len(most), np.int64)
-    weights, *_ = np.linalg.lstsq(vectors.T.astype(np.float64), wanted, rcond=None)
-    found = np.rint(weights).astype(np.int64) @ vectors
-    steps = [
-        *vectors,
-        *(a + b for a, b in combinations(vectors, 2)),
-        *(a - b for a, b in combinations(vectors, 2)),
-    ]
+    pairs = list(combinations(vectors, 2))
+    steps = [*vectors, *(a + b for a, b in pairs), *(a - b for a, b in pairs)]
     moves = np.array([*steps, *(-each for each in steps)])
-    score = _distance(found[None], wanted, most)[0]
-    for _ in range(20 * len(most) + 100):
-        scores = _distance(found + moves, wanted, most)
-        best = int(np.argmin(scores))
-        if scores[best] >= score:
-            break
-        found, score = found + moves[best], scores[best]
-    return found if ((found >= 0) & (found <= most)).all() else None
+
+    def balanced(wanted: np.ndarray) -> np.ndarray | None:
+        if not len(vectors):
+            return np.zeros(len(most), np.int64)
+        weights, *_ = np.linalg.lstsq(vectors.T.astype(np.float64), wanted, rcond=None)
+        found = np.rint(weights).astype(np.int64) @ vectors
+        score = _distance(found[None], wanted, most)[0]
+        for _ in range(20 * len(most) + 100):
+            scores = _distance(found + moves, wanted, most)
+            best = int(np.argmin(scores))
+            if scores[best] >= score:
+                break
+            found, score = found + moves[best], scores[best]
+        return found if ((found >= 0) & (found <= most)).all() else None
+
+    return balanced
 
 
 def _distance(found: np.ndarray, wanted: np.ndarray, most: np.ndarray) -> np.ndarray:

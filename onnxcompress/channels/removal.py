@@ -212,23 +212,28 @@ def plan(
     `walk` applies the rules to a flow. TangledError, with the node in `node`, where that can't be arranged.
     """
     removal = Removal(old.example, old.refusals, old=old, kept=kept)
+    return removal, arranged(removal, walk)
+
+
+def arranged(removal: Removal, walk: Callable[[Flow], None]) -> dict[tuple[ir.Node, int], Slices]:
+    """Let the fresh `removal` flow, and return how to slice each constant; as :func:`plan` does."""
     walk(removal)
     grouped: dict[tuple[ir.Node, int], list[tuple[Ride, Ride]]] = {}
-    for key, ride in old.rides.items():
+    for key, ride in removal.old.rides.items():
         grouped.setdefault((ride.node, ride.place), []).append((ride, removal.rides[key]))
     found = {}
     for (node, place), rides in grouped.items():
         value = node.inputs[place]
         assert value is not None
         try:
-            cut = slices(rides, old.example.shape(value) or ())
+            cut = slices(rides, removal.example.shape(value) or ())
         except TangledError as error:
             raise TangledError(str(error), node) from error
-        if cut is not None and _in_blocks(old, value):
+        if cut is not None and _in_blocks(removal.old, value):
             raise TangledError("its weight is quantized in blocks", node)
         if cut is not None:
             found[node, place] = cut
-    return removal, found
+    return found
 
 
 def _in_blocks(flow: Flow, value: ir.Value) -> bool:

@@ -10,7 +10,7 @@ from math import gcd
 import numpy as np
 import onnx_ir as ir
 
-from onnxcompress.channels.balance import balanced
+from onnxcompress.channels.balance import balancer
 from onnxcompress.channels.flow import Flow
 from onnxcompress.channels.labels import components
 from onnxcompress.evaluate import label
@@ -225,8 +225,9 @@ class Units:
         most = np.array([free[cell].sum() for cell in cells])
         most = np.minimum(most, np.where(sizes > 1, sizes - 1, sizes))
         wanted = np.minimum(sizes * np.array([share[cell[0]] for cell in cells]), most)
+        balanced = balancer(equations, most)
         for part in (1.0, 0.9, 0.75, 0.5, 0.25):
-            counts = balanced(equations, part * wanted, most)
+            counts = balanced(part * wanted)
             if counts is not None and counts.any():
                 for cell, count in zip(cells, counts, strict=True):
                     gone[cell[np.argsort(score[cell], kind="stable")[:count]]] = True

@@ -22,6 +22,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "prune": {"sparsity": 0.2},
     "prune-channels": {"ratio": 0.05, "multiple_of": 1, "score": "energy", "repair": "least-squares"},
     "factorise": {"energy": 0.99},
+    "shuffle": {"groups": 2, "repair": "least-squares"},
 }
 # What a lossy pass may do: signal-to-noise ratio of the logits in dB, at least, and how much of
 # the accuracy on the held-out digits, in points, may go.
@@ -30,6 +31,7 @@ BOUNDS = {
     "prune-channels": (6.0, 4.0),
     "factorise": (12.0, 3.2),  # two of 64 digits
     "shrink-kernels": (20.0, 1.0),
+    "shuffle": (6.0, 4.0),
     "cluster": (15.0, 2.0),
     "quant": (20.0, 1.0),
 }
