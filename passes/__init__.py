@@ -7,6 +7,7 @@ from onnxcompress.passes.fuse import Fuse
 from onnxcompress.passes.prune import Prune
 from onnxcompress.passes.prune_channels import PruneChannels
 from onnxcompress.passes.quant import Quant
+from onnxcompress.passes.quant_blocks import QuantBlocks
 from onnxcompress.passes.remove_masked import RemoveMasked
 from onnxcompress.passes.shrink_kernels import ShrinkKernels
 from onnxcompress.passes.shuffle import Shuffle
@@ -23,6 +24,7 @@ BUILT_IN = (
     Shuffle,
     Cluster,
     Quant,
+    QuantBlocks,
     Encode,
 )
 
@@ -35,6 +37,7 @@ __all__ = [
     "Prune",
     "PruneChannels",
     "Quant",
+    "QuantBlocks",
     "RemoveMasked",
     "ShrinkKernels",
     "Shuffle",

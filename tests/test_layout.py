@@ -16,11 +16,11 @@ RANKS = [
     [
         *("layers", "edit", "quantize", "convolve", "cost", "linear", "fusion", "folding", "merging"),
         *("branches", "placement", "integer", "kmeans", "loss", "lowrank", "factors", "geometry", "chains"),
-        *("grouping", "shuffling", "channels", "target"),
+        *("grouping", "shuffling", "channels", "target", "blocks", "blockwise"),
     ],
     ["formats"],
     ["runtimes"],
-    ["histogram", "calibrate", "moments", "measure", "parts", "choice", "verify", "budget"],
+    ["histogram", "calibrate", "moments", "measure", "parts", "choice", "trial", "verify", "budget"],
     ["qdq"],
     ["passes"],
     ["recipe", "registry", "report", "check", "pipeline"],
