@@ -1,5 +1,6 @@
 """The built-in passes: one file, one class, one name each."""
 
+from onnxcompress.passes.cast import Cast
 from onnxcompress.passes.cluster import Cluster
 from onnxcompress.passes.encode import Encode
 from onnxcompress.passes.factorise import Factorise
@@ -25,11 +26,13 @@ BUILT_IN = (
     Cluster,
     Quant,
     QuantBlocks,
+    Cast,
     Encode,
 )
 
 __all__ = [
     "BUILT_IN",
+    "Cast",
     "Cluster",
     "Encode",
     "Factorise",

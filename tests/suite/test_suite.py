@@ -36,6 +36,7 @@ BOUNDS = {
     "cluster": (15.0, 2.0),
     "quant": (20.0, 1.0),
     "quant-blocks": (15.0, 2.0),
+    "cast": (50.0, 0.0),
 }
 
 
