@@ -164,6 +164,10 @@ class Halves:
             for place, value in enumerate(node.inputs):
                 if found.inputs[place] and value is not None and value.dtype == _FULL:
                     node.replace_input_with(place, self._half(value))
+        for value in self._made:
+            maker, idle = value.producer(), not value.uses() and not value.is_graph_output()
+            if idle and maker is not None and maker.op_type == "Cast":
+                self.edit.model.graph.remove(maker, safe=True)
 
     def _takes(self, node: ir.Node, place: int) -> bool:
         return node in self.chosen and self.chosen[node].inputs[place]
@@ -172,7 +176,11 @@ class Halves:
         """Make `value`, that of a chosen node, float16, and cast it back for those that want float32."""
         graph = self.edit.model.graph
         value.type = ir.TensorType(_HALF)  # a new one: values may share theirs
-        wide = [use for use in value.uses() if not self._takes(use.node, use.idx)]
+        wide = [
+            use
+            for use in value.uses()
+            if not self._takes(use.node, use.idx) and use.node.op_type != "Cast"  # which takes any type
+        ]
         if not wide and not value.is_graph_output():
             return
         cast = self._cast(value, value.name or "", _FULL, "float32")

@@ -154,6 +154,19 @@ def test_a_whole_model_computes_with_float16_between_one_cast_in_and_one_out() -
         assert models.snr(expected, found) > 50
 
 
+def test_casts_that_are_there_already_cancel() -> None:
+    made = models.model(
+        """net (float16[N, 8] x) => (float16[N, 8] y, int64[N, 8] z)
+        { c = Cast<to = 1>(x) a = Relu(c) y = Cast<to = 10>(a) z = Cast<to = 7>(a) }"""
+    )
+    after = clone(made)
+    whole(after)
+    assert operators(after) == ["Relu", "Cast", "Cast"]
+    given = {"x": feeds((3, 8))["x"].astype(np.float16)}
+    for expected, found in zip(models.run(made, given), models.run(after, given), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_a_constant_that_several_nodes_read_is_stored_once() -> None:
     text = """net (float[N, 32] x) => (float[N, 32] y) <float[32, 32] w = {}>
     { [one] a = MatMul(x, w) [two] b = MatMul(a, w) [three] y = MatMul(b, w) }"""
