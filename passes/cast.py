@@ -17,7 +17,7 @@ from onnxcompress.halves import PRECISE, RISKY, Halves, Places, infer_types, pla
 from onnxcompress.layers import constant
 from onnxcompress.loss import decibels
 from onnxcompress.magnitudes import largest
-from onnxcompress.model import clone, convert_up, graphs, lazy, opset
+from onnxcompress.model import MappedTensor, clone, convert_up, graphs, lazy, opset
 
 _FULL = ir.DataType.FLOAT
 _KINDS = {
@@ -101,7 +101,7 @@ class Cast(Pass):
         precise = next((node.op_type for node in readers if node.op_type in PRECISE), None)
         if precise is not None:
             return f"{precise}: {PRECISE[precise]}"
-        return unfit(tensor.numpy(), _KINDS[self.to][1])
+        return _unfit(tensor, _KINDS[self.to][1])
 
     def _model(self, model: ir.Model, context: Context) -> Result:
         """Make the nodes of the main graph compute with float16 where they can."""
@@ -122,7 +122,7 @@ class Cast(Pass):
             for value in node.inputs if reason is None else ():
                 tensor = constant(value)
                 if tensor is not None and tensor.dtype == _FULL:
-                    reason = reason or unfit(tensor.numpy())
+                    reason = reason or _unfit(tensor, np.float16)
             if isinstance(found, Places) and reason is None:
                 chosen[node] = found
             else:
@@ -158,6 +158,14 @@ class Cast(Pass):
 
 def _label(node: ir.Node) -> str:
     return node.name or node.outputs[0].name or node.op_type
+
+
+def _unfit(tensor: ir.TensorProtocol, plain: type) -> str | None:
+    """Return why the numbers of `tensor` can't be `plain`, or None; mapped pages are given back."""
+    reason = unfit(tensor.numpy(), plain)
+    if isinstance(tensor, MappedTensor):
+        tensor.release()
+    return reason
 
 
 def _narrowed(plain: type, record: Record) -> Callable[[np.ndarray], np.ndarray]:

@@ -16,7 +16,7 @@ from onnxcompress.blockwise import FLOAT, INT8, PORTABLE, PORTABLE_OPSET, Form
 from onnxcompress.edit import Edit
 from onnxcompress.errors import UsageError
 from onnxcompress.layers import Layer, by_weight
-from onnxcompress.model import clone, convert_up
+from onnxcompress.model import MappedTensor, clone, convert_up
 from onnxcompress.trial import ROWS, Trial
 
 
@@ -86,6 +86,8 @@ class QuantBlocks(Pass):
             layer = readers[0]
             blocks = self._blocks(layer)
             fit = blocks.fit(blockwise.matrix(layer, layer.value()))
+            if isinstance(layer.tensor, MappedTensor):
+                layer.tensor.release()
             numbers = blockwise.numbers(blocks, layer)
             found = trial.best(layer, blocks, fit, samples.get(layer), numbers)
             if isinstance(found, str):
