@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import ml_dtypes
@@ -97,6 +97,10 @@ def places(node: ir.Node, version: int) -> Places | str:
         return "it has bodies, which stay"
     if node.op_type in KEPT:
         return KEPT[node.op_type]
+    makers = {value.producer() for value in node.inputs if value is not None}
+    readers = {use.node for value in node.outputs for use in value.uses()}
+    if "DequantizeLinear" in _operators(makers) or "QuantizeLinear" in _operators(readers):
+        return "quantized already"
     values = [*node.inputs, *node.outputs]
     if any(
         value is not None and value.type is not None and not isinstance(value.type, ir.TensorType)
@@ -113,6 +117,10 @@ def places(node: ir.Node, version: int) -> Places | str:
     }
     found = Places(_able(node.inputs, schema.inputs, able), _able(node.outputs, schema.outputs, able))
     return found if any((*found.inputs, *found.outputs)) else "no float16 in its opset"
+
+
+def _operators(nodes: Iterable[ir.Node | None]) -> set[str]:
+    return {node.op_type for node in nodes if node is not None}
 
 
 def _able(

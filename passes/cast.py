@@ -37,10 +37,11 @@ class Cast(Pass):
 
     Weights alone take half the room and run at full speed. A whole model is for engines that are fast with
     float16; onnxruntime's CPU engine runs it, but casts around most operators. Its inputs and outputs stay
-    float32, as do nodes that can't take float16 or read constants beyond its range, all that is in the bodies
-    of If, Loop and Scan and in functions, and what overflows (numbers beyond 65,504) or vanishes (none above
-    2^-14) on calibration data; without such data operators that are known to. Each is recorded with its
-    reason. A second run is idle.
+    float32, as do nodes that can't take float16 or read constants beyond its range, those that compute
+    positions or sums larger than their results, what is quantized, and all in functions and in the bodies of
+    If, Loop and Scan. So does what overflows (numbers beyond 65,504) or vanishes (none above 2^-14) on
+    calibration data; without data, operators known to. Each is recorded with its reason. A second run is
+    idle.
     Source: IEEE 754-2019 (binary16); Micikevicius et al., Mixed Precision Training, ICLR 2018.
     """
 

@@ -295,6 +295,21 @@ def test_bodies_of_if_and_loop_stay_and_see_float32() -> None:
         agree(made, stored, given, 60)
 
 
+def test_what_is_quantized_already_is_left_alone() -> None:
+    made = models.model(
+        """net (float[4, 6] x) => (float[4, 6] y) <float s = {0.05}, uint8 z = {128}, float[6, 6] w = {}>
+        { [before] a = Neg(x) [q] b = QuantizeLinear(a, s, z) [d] c = DequantizeLinear(b, s, z)
+          [product] e = MatMul(c, w) [after] y = Relu(e) }"""
+    )
+    assert said(whole(made)) == {
+        "before": "quantized already",
+        "q": "scales are float32",
+        "d": "scales are float32",
+        "product": "quantized already",
+        "after": "computes with float16",
+    }
+
+
 def test_sequences_stay() -> None:
     made = models.model(
         """net (float[4, 6] x) => (float[4, 6] y)
