@@ -53,7 +53,9 @@ class Cast(Pass):
     scope: str = option(
         "weights", "weights, stored and cast back, or the whole model", choices=("weights", "model")
     )
-    min_size: int = option(256, "store tensors with fewer elements as they are", within=(0, 2**62))
+    min_size: int = option(
+        256, "with scope=weights, store tensors with fewer elements as they are", within=(0, 2**62)
+    )
     exclude: str = option(
         "", "leave nodes in float32 whose whole name matches this regular expression", pattern=True
     )
@@ -92,7 +94,7 @@ class Cast(Pass):
     def _refusal(self, value: ir.Value, tensor: ir.TensorProtocol, context: Context) -> str | None:
         """Return why the constant `value` stays float32, or None."""
         readers = [use.node for use in value.uses()]
-        names = [value.name or "", *(node.name or "" for node in readers)]
+        names = [value.name or "", *map(_label, readers)]
         if any(context.excludes(name, self.exclude) for name in names):
             return "excluded"
         if tensor.size < self.min_size:
@@ -118,7 +120,7 @@ class Cast(Pass):
                 continue
             found = places(node, version)
             reason = found if isinstance(found, str) else None
-            if context.excludes(node.name or "", self.exclude):
+            if context.excludes(_label(node), self.exclude):
                 reason = "excluded"
             for value in node.inputs if reason is None else ():
                 tensor = constant(value)
