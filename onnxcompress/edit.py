@@ -61,10 +61,11 @@ class Edit:
         dtype: ir.DataType | None = None,
         shape: ir.Shape | None = None,
         outputs: int = 1,
+        domain: str = "",
     ) -> ir.Node:
         """Return a new node with a free name, not in a graph yet; `dtype` and `shape` are its output's."""
         name = self.name(wanted)
-        node = ir.node(op, inputs, attributes or {}, name=name, num_outputs=outputs)
+        node = ir.node(op, inputs, attributes or {}, domain=domain, name=name, num_outputs=outputs)
         self._output(node, name, dtype, shape)
         for place, output in enumerate(node.outputs[1:], 1):
             output.name = self.name(f"{wanted}_{place}")

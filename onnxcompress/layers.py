@@ -320,7 +320,7 @@ def channel_vector(value: ir.Value | None, rank: int, channels: int, axis: int =
 def put_constant(value: ir.Value, tensor: ir.TensorProtocol) -> None:
     """Make `tensor` what `value`, an initializer or the output of a Constant, holds from now on."""
     node = value.producer()
-    value.dtype, value.shape = tensor.dtype, ir.Shape(tensor.shape.numpy())
+    value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
     if node is None:
         value.const_value = tensor
     else:

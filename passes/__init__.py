@@ -1,5 +1,6 @@
 """The built-in passes: one file, one class, one name each."""
 
+from onnxcompress.passes.cast import Cast
 from onnxcompress.passes.cluster import Cluster
 from onnxcompress.passes.encode import Encode
 from onnxcompress.passes.factorise import Factorise
@@ -7,6 +8,7 @@ from onnxcompress.passes.fuse import Fuse
 from onnxcompress.passes.prune import Prune
 from onnxcompress.passes.prune_channels import PruneChannels
 from onnxcompress.passes.quant import Quant
+from onnxcompress.passes.quant_blocks import QuantBlocks
 from onnxcompress.passes.remove_masked import RemoveMasked
 from onnxcompress.passes.shrink_kernels import ShrinkKernels
 from onnxcompress.passes.shuffle import Shuffle
@@ -23,11 +25,14 @@ BUILT_IN = (
     Shuffle,
     Cluster,
     Quant,
+    QuantBlocks,
+    Cast,
     Encode,
 )
 
 __all__ = [
     "BUILT_IN",
+    "Cast",
     "Cluster",
     "Encode",
     "Factorise",
@@ -35,6 +40,7 @@ __all__ = [
     "Prune",
     "PruneChannels",
     "Quant",
+    "QuantBlocks",
     "RemoveMasked",
     "ShrinkKernels",
     "Shuffle",

@@ -22,10 +22,12 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import onnx_ir as ir
 
+from onnxcompress.blockwise import CONTRIBUTED
 from onnxcompress.errors import CompressError, UsageError
 from onnxcompress.evaluate import array, label, operator
 from onnxcompress.model import load
 from onnxcompress.runtimes.compressed import Weights
+from onnxcompress.runtimes.contributed import matmul_n_bits
 from onnxcompress.runtimes.control import CONTROL, Attributes, Values
 from onnxcompress.runtimes.counts import Counts
 
@@ -36,7 +38,7 @@ Run = Callable[[Sequence[Any], Values], list[Any]]  # inputs, what its graph kno
 _GRAPH = ir.AttributeType.GRAPH
 
 # (domain, operator) -> kernel(node, inputs, attributes) -> outputs; goes before the function of that name
-KERNELS: dict[tuple[str, str], Kernel] = {}
+KERNELS: dict[tuple[str, str], Kernel] = {(CONTRIBUTED, "MatMulNBits"): matmul_n_bits}
 
 
 @dataclass(frozen=True)

@@ -117,3 +117,34 @@ def test_reads_changes_and_writes_with_a_few_weights_in_memory(tmp_path: Path, e
     np.testing.assert_array_equal(
         result, onnx.numpy_helper.to_array(chain(16, 1024).graph.initializer[7]) / 2
     )
+
+
+READ = """
+import re, sys
+from pathlib import Path
+from onnxcompress import Context
+from onnxcompress.model import load
+from onnxcompress.registry import passes
+
+def resident():
+    return int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+
+model = load(sys.argv[1])
+each = passes()[sys.argv[2]](**eval(sys.argv[3]))
+before = resident()
+each.call(model, Context())
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux for its memory")
+@pytest.mark.parametrize(("name", "options"), [("cast", {}), ("quant-blocks", {"when": "always"})])
+def test_what_passes_read_of_a_file_does_not_stay_in_memory(
+    name: str, options: dict[str, str], tmp_path: Path
+) -> None:
+    save(load(chain(16, 1024)), tmp_path / "in.onnx", external_data=True)
+    arguments = [tmp_path / "in.onnx", name, options]
+    done = subprocess.run(
+        [sys.executable, "-c", READ, *map(str, arguments)], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 24 * MIB  # of 64

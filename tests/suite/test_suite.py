@@ -23,6 +23,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "prune-channels": {"ratio": 0.05, "multiple_of": 1, "score": "energy", "repair": "least-squares"},
     "factorise": {"energy": 0.99},
     "shuffle": {"groups": 2, "repair": "least-squares"},
+    "quant-blocks": {"when": "always"},  # what is faster differs from run to run in models this small
 }
 # What a lossy pass may do: signal-to-noise ratio of the logits in dB, at least, and how much of
 # the accuracy on the held-out digits, in points, may go.
@@ -34,6 +35,8 @@ BOUNDS = {
     "shuffle": (6.0, 4.0),
     "cluster": (15.0, 2.0),
     "quant": (20.0, 1.0),
+    "quant-blocks": (15.0, 2.0),
+    "cast": (50.0, 0.0),
 }
 
 

@@ -1,0 +1,101 @@
+"""Which way to compute a product with a weight in blocks: by latency and error measured here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxcompress.base import Context, Number
+from onnxcompress.blocks import Blocks, Fit
+from onnxcompress.blockwise import FLOAT, INT8, Form, alone, set_level, sizes, write
+from onnxcompress.edit import Edit
+from onnxcompress.errors import CompressError
+from onnxcompress.layers import Layer
+from onnxcompress.measure import Latency
+from onnxcompress.model import clone, materialise
+from onnxcompress.parts import Stopwatch, faster
+
+ROWS = 256  # of activations, at most, that products are timed with
+
+
+@dataclass
+class Trial:
+    """Chooses among `forms` for the engine of `context`, measuring for about `seconds` in all.
+
+    The first of `forms` is taken where there is no engine. Rounding may make a relative difference of
+    `max_error`; with `only_faster`, what isn't faster than the float product is refused.
+    """
+
+    context: Context
+    forms: Sequence[Form]
+    max_error: float
+    only_faster: bool
+    seconds: float
+    _watch: Stopwatch | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        if self.context.runtime is not None:
+            self._watch = Stopwatch(self.context, self.seconds)
+
+    def best(
+        self, layer: Layer, blocks: Blocks, fit: Fit, rows: np.ndarray | None, numbers: dict[str, Number]
+    ) -> Form | str:
+        """Return the form to write `layer` in, or why it must stay; `numbers` are filled in.
+
+        `rows` [rows, inputs] are what the layer reads; None: as many as its input declares, or one, drawn.
+        """
+        if self._watch is None:
+            return self.forms[0]
+        given = _drawn(layer, self.context.seed) if rows is None else np.ascontiguousarray(rows)
+        whole = alone(layer, len(given))
+        parts = _parts(whole, blocks, fit, self.forms)
+        try:
+            measured = dict(
+                zip(parts, self._watch.times([whole, *parts.values()], {"x": given})[1:], strict=True)
+            )
+        except CompressError as error:
+            return str(error) if self.only_faster else self.forms[0]
+        for form in sorted(measured, key=lambda form: measured[form].ratio):
+            if form is not INT8:
+                return self._judged(form, measured[form], numbers)
+            numbers["error"] = off = self._error(parts[INT8], given)
+            if off <= self.max_error:
+                return self._judged(form, measured[form], numbers)
+        return f"rounding its input makes a relative difference above {self.max_error:g}"
+
+    def _judged(self, form: Form, latency: Latency, numbers: dict[str, Number]) -> Form | str:
+        numbers.update(latency.numbers)
+        return "not faster in blocks" if self.only_faster and not faster(latency) else form
+
+    def _error(self, part: ir.Model, rows: np.ndarray) -> float:
+        """Return how far `part`, which rounds `rows`, is from the same product of floats, relatively."""
+        assert self.context.runtime is not None
+        engine = type(self.context.runtime).make(threads=self.context.threads)
+        exact, found = (
+            engine.prepare(each).run({"x": rows})["y"].astype(np.float64)
+            for each in (set_level(part, FLOAT), part)
+        )
+        size = float(np.linalg.norm(exact))
+        return float(np.linalg.norm(found - exact)) / size if size else 0.0
+
+
+def _parts(whole: ir.Model, blocks: Blocks, fit: Fit, forms: Sequence[Form]) -> dict[Form, ir.Model]:
+    """Return the one product of `whole` in each of `forms`; the weight is stored once."""
+    part = clone(whole)
+    write(Edit(part), [Layer(part.graph[0], 1)], blocks, fit, forms[0])
+    materialise(part)
+    return {forms[0]: part, **{form: set_level(part, form) for form in forms[1:]}}
+
+
+def _drawn(layer: Layer, seed: int) -> np.ndarray:
+    """Return normally distributed rows for `layer`, as many as its input declares; open sizes count as 1."""
+    value = layer.node.inputs[0]
+    dims = value.shape[:-1] if value is not None and value.shape is not None else ()
+    count = int(np.prod([dim for dim in dims if isinstance(dim, int)], dtype=np.int64))
+    draw = np.random.default_rng(seed)
+    return draw.standard_normal((max(1, min(count, ROWS)), sizes(layer)[0])).astype(
+        layer.tensor.dtype.numpy()
+    )
