@@ -16,7 +16,7 @@ RANKS = [
     [
         *("layers", "edit", "quantize", "convolve", "cost", "linear", "fusion", "folding", "merging"),
         *("branches", "placement", "integer", "kmeans", "loss", "lowrank", "factors", "geometry", "chains"),
-        *("grouping", "shuffling", "channels", "target"),
+        *("grouping", "shuffling", "channels", "target", "schemes", "compensation", "ends"),
     ],
     ["formats"],
     ["runtimes"],
