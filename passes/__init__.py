@@ -1,5 +1,6 @@
 """The built-in passes: one file, one class, one name each."""
 
+from onnxcompress.passes.binarise import Binarise
 from onnxcompress.passes.cluster import Cluster
 from onnxcompress.passes.encode import Encode
 from onnxcompress.passes.factorise import Factorise
@@ -7,10 +8,13 @@ from onnxcompress.passes.fuse import Fuse
 from onnxcompress.passes.prune import Prune
 from onnxcompress.passes.prune_channels import PruneChannels
 from onnxcompress.passes.quant import Quant
+from onnxcompress.passes.quant_fixed import QuantFixed
+from onnxcompress.passes.quant_log import QuantLog
 from onnxcompress.passes.remove_masked import RemoveMasked
 from onnxcompress.passes.shrink_kernels import ShrinkKernels
 from onnxcompress.passes.shuffle import Shuffle
 from onnxcompress.passes.simplify import Simplify
+from onnxcompress.passes.ternarise import Ternarise
 
 BUILT_IN = (
     Simplify,
@@ -22,12 +26,17 @@ BUILT_IN = (
     ShrinkKernels,
     Shuffle,
     Cluster,
+    Ternarise,
+    Binarise,
+    QuantLog,
+    QuantFixed,
     Quant,
     Encode,
 )
 
 __all__ = [
     "BUILT_IN",
+    "Binarise",
     "Cluster",
     "Encode",
     "Factorise",
@@ -35,8 +44,11 @@ __all__ = [
     "Prune",
     "PruneChannels",
     "Quant",
+    "QuantFixed",
+    "QuantLog",
     "RemoveMasked",
     "ShrinkKernels",
     "Shuffle",
     "Simplify",
+    "Ternarise",
 ]

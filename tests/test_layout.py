@@ -21,7 +21,7 @@ RANKS = [
     ["formats"],
     ["runtimes"],
     ["histogram", "calibrate", "moments", "measure", "parts", "choice", "verify", "budget"],
-    ["qdq"],
+    ["qdq", "rounding", "fixedpoint"],
     ["passes"],
     ["recipe", "registry", "report", "check", "pipeline"],
     ["cli"],
