@@ -17,6 +17,7 @@ RANKS = [
         *("layers", "edit", "quantize", "convolve", "cost", "linear", "fusion", "folding", "merging"),
         *("branches", "placement", "integer", "kmeans", "loss", "lowrank", "factors", "geometry", "chains"),
         *("grouping", "shuffling", "channels", "target", "schemes", "compensation", "ends"),
+        "signs",
     ],
     ["formats"],
     ["runtimes"],

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from models import run, snr
+from models import model, run, snr
 from rounded import calibrated, feeds, network, records, weight
 
 from onnxcompress.base import Context
@@ -81,3 +81,65 @@ def test_encode_stores_it_in_one_bit_and_the_interpreter_multiplies_by_magnitude
     counts = runnable.counts["turned (Gemm)"]
     assert counts.multiply_adds == 4 * 128
     assert counts.adds == 4 * 128 * 24
+
+
+def expected_output(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """Return what a product of signs makes, scaled by the mean magnitude of what isn't zero in each row."""
+    magnitude = np.abs(x).sum(axis=1, keepdims=True) / np.maximum((x != 0).sum(axis=1, keepdims=True), 1)
+    return (np.sign(x) @ weight) * magnitude + bias
+
+
+def test_signs_are_multiplied_and_scaled_by_the_magnitude_of_each_row() -> None:
+    text = """g (float[N,6] x) => (float[N,4] y, float[N,4] z)
+    <float[4,6] w = {}, float[4] b = {1, 2, 3, 4}, float[6,4] v = {}> {
+        [gemm] y = Gemm<transB = 1, beta = 0.5>(x, w, b)
+        [product] z = MatMul(x, v)
+    }"""
+    made = model(text)
+    weights = weight(made, "gemm"), weight(made, "product")
+    found = records(Binarise(activations="sign", keep_ends=False, min_size=0), made)
+    assert found["input of gemm"].what == found["input of product"].what == "activation binarised"
+    x = np.random.default_rng(0).standard_normal((5, 6)).astype(np.float32)
+    x[1, :3], x[2] = 0, 0
+    binary = [
+        np.sign(each) * np.abs(each).mean(axis=1 - axis, keepdims=True) for axis, each in enumerate(weights)
+    ]
+    y, z = run(made, {"x": x})
+    np.testing.assert_allclose(y, expected_output(x, binary[0].T, np.arange(1, 5) / 2), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(z, expected_output(x, binary[1], np.zeros(4)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "window", ["pads = [1,1,1,1]", 'auto_pad = "SAME_UPPER", strides = [2,1]', "dilations = [2,2]"]
+)
+def test_convolutions_of_one_magnitude_by_one_sign_stay_what_they_are(window: str) -> None:
+    text = """g (float[N,3,7,7] x) => (float[N,4,H,W] y) <float[4,3,3,3] w = {}, float[4] b = {}> {
+        [conv] y = Conv<WINDOW>(x, w, b)
+    }"""
+    made = model(text.replace("WINDOW", window))
+    Binarise(keep_ends=False, min_size=0).call(made, Context())
+    signs = np.sign(np.random.default_rng(0).standard_normal((2, 3, 7, 7)))
+    feed = {"x": (3 * signs).astype(np.float32)}
+    expected = run(made, feed)[0]
+    Binarise(activations="sign", keep_ends=False, min_size=0).call(made, Context())
+    assert "Sign" in {node.op_type for node in made.graph}
+    np.testing.assert_allclose(run(made, feed)[0], expected, rtol=1e-5, atol=1e-5)
+    feed["x"] *= np.array([1, 2], np.float32)[:, None, None, None]
+    bias = run(made, {"x": np.zeros_like(feed["x"])})[0][1]
+    np.testing.assert_allclose(run(made, feed)[0][1] - bias, 2 * (expected[1] - bias), rtol=1e-5, atol=1e-5)
+
+
+def test_inputs_that_have_no_signs_to_multiply_are_left_and_it_is_said() -> None:
+    each = Binarise(activations="sign", min_size=0)
+    made = network()
+    found = records(each, made)
+    assert found["input of depthwise"].what == "Conv of 24 groups, expected a Conv of one, Gemm or MatMul"
+    assert {"input of middle", "input of again", "input of turned"} <= {
+        name for name, record in found.items() if record.changed
+    }
+    nodes = [node.op_type for node in made.graph]
+    again = each.call(made, Context())
+    assert not again.modified
+    assert [node.op_type for node in made.graph] == nodes
+    assert {"binary already", "magnitudes, which have one sign"} <= {record.what for record in again.records}
+    assert np.isfinite(run(made, feeds())[0]).all()
