@@ -34,9 +34,9 @@ def window(layer: Layer) -> Window | str:
 
 
 def rows_read(layer: Layer) -> Window | None:
-    """Return the window in which the inputs of `layer` are multiplied as rows by a matrix; None if not so."""
+    """Return the window in which inputs of `layer` are rows times a matrix; None if not so, or empty."""
     found = window(layer)
-    if isinstance(found, str) or found.groups > 1 or layer.op == "ConvTranspose":
+    if isinstance(found, str) or found.groups > 1 or layer.op == "ConvTranspose" or not layer.size:
         return None
     return found
 

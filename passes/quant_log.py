@@ -25,8 +25,9 @@ class QuantLog(Pass):
     two: half the step, and half the range for the same bits. Multiplications by powers of two are shifts, and
     a shift and an addition for those of its root. Convolutions, matrix products, recurrent layers and look-up
     tables get logarithmic; biases stay. That alone makes no file smaller: ``encode`` stores sign and exponent
-    in ``bits`` bits or fewer. With ``importance=inputs`` convolutions without groups and matrix products of
-    the main graph make up for the error of each input by the weights of the next ones, on calibration data.
+    in about ``bits`` bits or fewer. With ``importance=inputs`` convolutions without groups and matrix
+    products of the main graph make up for the error of each input by the weights of the next ones, on
+    calibration data.
     Source: Miyashita et al., Convolutional Neural Networks using Logarithmic Data Representation, 2016;
     Frantar et al., GPTQ, ICLR 2023 (importance).
     """
