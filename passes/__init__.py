@@ -1,5 +1,6 @@
 """The built-in passes: one file, one class, one name each."""
 
+from onnxcompress.passes.binarise import Binarise
 from onnxcompress.passes.cast import Cast
 from onnxcompress.passes.cluster import Cluster
 from onnxcompress.passes.encode import Encode
@@ -9,10 +10,13 @@ from onnxcompress.passes.prune import Prune
 from onnxcompress.passes.prune_channels import PruneChannels
 from onnxcompress.passes.quant import Quant
 from onnxcompress.passes.quant_blocks import QuantBlocks
+from onnxcompress.passes.quant_fixed import QuantFixed
+from onnxcompress.passes.quant_log import QuantLog
 from onnxcompress.passes.remove_masked import RemoveMasked
 from onnxcompress.passes.shrink_kernels import ShrinkKernels
 from onnxcompress.passes.shuffle import Shuffle
 from onnxcompress.passes.simplify import Simplify
+from onnxcompress.passes.ternarise import Ternarise
 
 BUILT_IN = (
     Simplify,
@@ -24,6 +28,10 @@ BUILT_IN = (
     ShrinkKernels,
     Shuffle,
     Cluster,
+    Ternarise,
+    Binarise,
+    QuantLog,
+    QuantFixed,
     Quant,
     QuantBlocks,
     Cast,
@@ -32,6 +40,7 @@ BUILT_IN = (
 
 __all__ = [
     "BUILT_IN",
+    "Binarise",
     "Cast",
     "Cluster",
     "Encode",
@@ -41,8 +50,11 @@ __all__ = [
     "PruneChannels",
     "Quant",
     "QuantBlocks",
+    "QuantFixed",
+    "QuantLog",
     "RemoveMasked",
     "ShrinkKernels",
     "Shuffle",
     "Simplify",
+    "Ternarise",
 ]

@@ -72,7 +72,8 @@ def test_options_are_read_into_passes() -> None:
         (
             "zzz",
             "zzz: no such pass; there are: simplify, fuse, remove-masked, prune, prune-channels, "
-            "factorise, shrink-kernels, shuffle, cluster, quant, quant-blocks, cast, encode",
+            "factorise, shrink-kernels, shuffle, cluster, ternarise, binarise, quant-log, quant-fixed, "
+            "quant, quant-blocks, cast, encode",
         ),
         ("prune(sparsity=0.5, sparsity=0.6)", "prune: option sparsity is given twice"),
         ("prune(sparsity=2)", "prune: option sparsity is 2.0, expected 0 to 1"),

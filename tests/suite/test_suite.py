@@ -24,7 +24,10 @@ OPTIONS: dict[str, dict[str, object]] = {
     "factorise": {"energy": 0.99},
     "shuffle": {"groups": 2, "repair": "least-squares"},
     "quant-blocks": {"when": "always"},  # what is faster differs from run to run in models this small
+    "ternarise": {"scales": "two", "importance": "inputs", "min_size": 4096},
+    "binarise": {"importance": "inputs", "min_size": 16384},
 }
+FEEDS = {"ternarise": 100, "binarise": 100}  # of the calibration data; others take all
 # What a lossy pass may do: signal-to-noise ratio of the logits in dB, at least, and how much of
 # the accuracy on the held-out digits, in points, may go.
 BOUNDS = {
@@ -34,6 +37,10 @@ BOUNDS = {
     "shrink-kernels": (20.0, 1.0),
     "shuffle": (6.0, 4.0),
     "cluster": (15.0, 2.0),
+    "ternarise": (4.0, 8.0),
+    "binarise": (1.5, 40.0),
+    "quant-log": (4.0, 7.0),
+    "quant-fixed": (25.0, 1.0),
     "quant": (20.0, 1.0),
     "quant-blocks": (15.0, 2.0),
     "cast": (50.0, 0.0),
@@ -55,7 +62,7 @@ def rewritten(name: str, pass_name: str) -> ir.Model:
     model, calibration, _ = case(name)
     model = clone(model)
     runtime = runtimes()["onnxruntime"].make()
-    context = Context(calibration=calibration, runtime=runtime)
+    context = Context(calibration=calibration.take(FEEDS.get(pass_name, len(calibration))), runtime=runtime)
     return passes()[pass_name](**OPTIONS.get(pass_name, {})).call(model, context).model
 
 
