@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from onnxcompress.base import Effect, Pass, Runnable, Runtime
 from onnxcompress.data import Data
+from onnxcompress.drop import Limit, measured
 from onnxcompress.errors import BoundError, CompressError, UsageError
 from onnxcompress.model import clone
 from onnxcompress.recipe import Recipe
@@ -26,7 +27,7 @@ UNSOUND = "the model's outputs hold NaN or infinity before any pass: what is sai
 class Check:
     """Compares models on samples as a run goes on, and writes what it finds into the report.
 
-    Without `wanted` it runs nothing.
+    Without `wanted` it runs nothing. The whole run must keep `limit`, on the data `judged`.
     """
 
     engine: Runtime
@@ -35,6 +36,7 @@ class Check:
     report: Report
     judged: Data | None
     wanted: bool
+    limit: Limit | None = None
     first: Runnable | None = None
     last: Runnable | None = None
     steady: bool = True
@@ -100,6 +102,9 @@ class Check:
             self.report.evaluation = compare(
                 self.first, self.last, self.judged, labels=labels, tolerance=self.tolerance
             )
+        if self.limit is not None:
+            self.report.drop = measured(self.limit.metric, self.first, self.last, self.report.evaluation)
+            self.limit.check(self.report.drop)
 
 
 def difference(comparison: Comparison) -> str:

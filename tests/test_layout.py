@@ -20,10 +20,10 @@ RANKS = [
     ],
     ["formats"],
     ["runtimes"],
-    ["histogram", "calibrate", "moments", "measure", "parts", "choice", "verify", "budget"],
+    ["histogram", "calibrate", "moments", "measure", "parts", "choice", "verify", "drop", "budget"],
     ["qdq"],
     ["passes"],
-    ["recipe", "registry", "report", "check", "pipeline"],
+    ["recipe", "registry", "report", "check", "trials", "mixing", "pipeline"],
     ["cli"],
 ]
 PACKAGES = {"passes": ROOT / "passes", "runtimes": ROOT / "runtimes"} | {
