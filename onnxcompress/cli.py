@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from onnxcompress.base import Pass
     from onnxcompress.data import Data
+    from onnxcompress.layerwise import Passage
 
 EPILOG = "More: 'onnxcompress passes NAME' explains a pass and its options; README.md has examples."
 
@@ -238,18 +239,22 @@ def passes(name: str | None) -> None:
 @click.argument("first", metavar="A.onnx")
 @click.argument("second", metavar="B.onnx")
 @data_options
+@click.option("--layers", is_flag=True, help="List the error entering and leaving every layer, too.")
 @click.option(
     "--exact", is_flag=True, help="Exit with 3 where the outputs do not agree within the tolerance."
 )
-def compare_command(first: str, second: str, exact: bool, **options: Any) -> None:
+def compare_command(first: str, second: str, layers: bool, exact: bool, **options: Any) -> None:
     """Compare the outputs of two models on data."""
-    from onnxcompress.report import comparison_table
+    from onnxcompress.report import comparison_table, passages_table
     from onnxcompress.verify import compare
 
     with opened([first, second], options) as (runnables, samples, tolerance, labels):
         before, after = runnables
         found = compare(before, after, samples, labels=labels, tolerance=tolerance, random=samples.random)
+        rows = passages_of(first, second, samples, options["threads"]) if layers else []
     terminal().print(comparison_table(found, options["metric"]))
+    if layers:
+        terminal().print(passages_table(rows))
     if exact and not found.exact:
         raise BoundError(
             f"{second}: outputs differ from those of {first}: {found.worst_output}, {found.snr:.1f} dB"
@@ -351,6 +356,16 @@ def channels(source: str, shapes: Sequence[tuple[str, tuple[int, ...]]]) -> None
     given = {name: each.dims or () for name, each in inputs_of(model, dict(shapes)).items()}
     found = find(model, shapes=given)
     terminal().print(channels_table(spans(found), len(found.hidden())))
+
+
+def passages_of(first: str, second: str, samples: Data, threads: int) -> list[Passage]:
+    """Return the error around every layer of the model in the file `first` that the one in `second` makes."""
+    from onnxcompress.layerwise import passages
+    from onnxcompress.model import load
+    from onnxcompress.registry import find_runtime
+
+    engine = find_runtime("onnxruntime").make(threads=threads)
+    return passages(load(first), load(second), engine, samples)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 import onnxcompress
-from onnxcompress.base import Context, Need, Pass, silent
+from onnxcompress.base import Context, Effect, Need, Pass, silent
 from onnxcompress.check import Check, difference
 from onnxcompress.data import Data, load_data, random_data, split_slice
 from onnxcompress.drop import Limit, Metric, metric_name
@@ -179,9 +179,13 @@ def compress(
     compared = judged is not None or limit is not None or verify != "off"
     check = Check(engine, samples, tolerance, report, judged, compared, limit)
     check.start(source if large and source else clone(current))
+    lossy = [each for each in recipe.passes if each.effect is Effect.LOSSY]
+    untouched: ir.Model | None = None
     for number, each in enumerate(recipe.passes):
         progress(number, len(recipe.passes), each.name)
         unchanged = clone(current) if verify == "each" else None
+        if each in lossy[:1] and not large:
+            untouched = clone(current)
         with _naming(each):
             current = _run(each, current, context, report)
             tidy(current)
@@ -215,6 +219,9 @@ def compress(
                     seed=seed,
                 )
             raise
+        if untouched is not None:
+            check.blame(lossy, untouched, current, context)
+        check.bound()
         if measure_latency and not large and check.first and check.last:
             report.latency = latencies([check.first, check.last], next(iter(samples)))[1]
 

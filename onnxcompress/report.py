@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxcompress.base import Number, Record, tally
 from onnxcompress.drop import Drop
+from onnxcompress.layerwise import Passage, worst
 from onnxcompress.measure import Latency
 from onnxcompress.verify import Comparison
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from onnxcompress.trials import Row as Loss
 
 SCHEMA = 1
+WORST = 3  # layers marked in the list of all
 
 
 @dataclass(frozen=True)
@@ -239,6 +241,25 @@ def _losses(comparison: Comparison) -> Iterator[tuple[str, str]]:
 
 def _saved(count: int) -> str:
     return f"-{count_bytes(-count)}" if count < 0 else count_bytes(count)
+
+
+def passages_table(rows: Sequence[Passage]) -> RenderableType:
+    """Return what `compare --layers` prints: the error around every layer, the worst ones marked."""
+    from rich.table import Table
+    from rich.text import Text
+
+    marked = {each.layer for each in worst(rows, WORST)}
+    table = Table("layer", "entering", "leaving", "", title="signal to noise, layer by layer")
+    table.columns[0].overflow = "fold"
+    for column in table.columns[1:3]:
+        column.justify = "right"
+    for row in rows:
+        ratios = ["" if each is None else decibels(each) for each in (row.entering, row.leaving)]
+        said = "adds most" if row.layer in marked else ""
+        if row.entering is None or row.leaving is None:
+            said = "not matched: renamed, fused, gone or in a body"
+        table.add_row(Text(row.layer), *ratios, said)
+    return table
 
 
 def ledger_table(rows: Sequence[Row]) -> RenderableType:

@@ -457,3 +457,15 @@ def test_a_missed_max_drop_exits_with_3_and_writes_nothing(
     assert code == 3
     assert "top1: drops by" in said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_compare_lists_the_error_around_every_layer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = TESTDATA / "lenet300_digits.onnx", tmp_path / "out.onnx"
+    assert in_process(capsys, first, second, "--passes", "quant(activations=none),encode")[0] == 0
+    code, said, _ = in_process(capsys, "compare", first, second, "--eval", f"{TEST}[:32]", "--layers")
+    assert code == 0
+    for word in ("entering", "leaving", "fc1", "fc3", "adds most", "equal"):
+        assert word in said
+    assert "not matched" not in said

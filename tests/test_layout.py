@@ -20,10 +20,21 @@ RANKS = [
     ],
     ["formats"],
     ["runtimes"],
-    ["histogram", "calibrate", "moments", "measure", "parts", "choice", "verify", "drop", "budget"],
+    [
+        "histogram",
+        "calibrate",
+        "moments",
+        "measure",
+        "parts",
+        "choice",
+        "verify",
+        "drop",
+        "layerwise",
+        "budget",
+    ],
     ["qdq"],
     ["passes"],
-    ["recipe", "registry", "report", "check", "trials", "mixing", "pipeline"],
+    ["recipe", "registry", "report", "trials", "cure", "check", "mixing", "pipeline"],
     ["cli"],
 ]
 PACKAGES = {"passes": ROOT / "passes", "runtimes": ROOT / "runtimes"} | {
