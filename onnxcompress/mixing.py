@@ -8,19 +8,22 @@ found by halving, each time with the whole model measured.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import onnx_ir as ir
 
-from onnxcompress.base import Context, Effect, Pass, Runnable
+from onnxcompress.base import Context, Effect, Pass
 from onnxcompress.data import Data
 from onnxcompress.drop import Drop, Limit, measured, noise
 from onnxcompress.errors import BoundError
 from onnxcompress.model import clone, to_proto
 from onnxcompress.recipe import Mix, Recipe
 from onnxcompress.registry import passes
-from onnxcompress.trials import Row, Trials, applied, only
+from onnxcompress.trials import Recorded, Row, Trials, applied, only
 from onnxcompress.verify import compare
+
+RANKING = 32  # calibration samples that layers are ranked with; the recipe itself is given all
 
 
 @dataclass(frozen=True)
@@ -87,11 +90,12 @@ class Search:
 
     def __post_init__(self) -> None:
         self.given = applied(self.mix.before.passes, self.model, self.context)[0]
-        trials = Trials(self.given, self.context, self.samples, self.mix.after)
+        few = self.context.calibration and self.context.calibration.take(RANKING)
+        context = replace(self.context, calibration=few)
+        trials = Trials(self.given, context, self.samples, self.mix.after)
         self.rows = tuple(trials.rows(self.mix.schemes, {}))
         self.names = {unit.layers[0]: unit.layers for unit in trials.units}
         self.steps = steps(self.rows)
-        self.first: Runnable | None = None
         self.drops: dict[int, Drop] = {}
 
     def run(self) -> tuple[Recipe, Mixed]:
@@ -141,6 +145,12 @@ class Search:
         """Return the whole recipe after so many steps."""
         return Recipe((*self.mix.before.passes, *self.passes(taken), *self.mix.after.passes))
 
+    @cached_property
+    def first(self) -> Recorded:
+        """The model as it is."""
+        assert self.context.runtime is not None
+        return Recorded(self.context.runtime.prepare(clone(self.model)))
+
     def allows(self, taken: int) -> bool:
         """Return whether the limit allows so many steps."""
         return self.limit is None or self.limit.allows(self.drop(taken))
@@ -155,11 +165,10 @@ class Search:
             last = self.context.runtime.prepare(
                 applied([*self.passes(taken), *lossy], self.given, self.context)[0]
             )
-            self.first = self.first or self.context.runtime.prepare(clone(self.model))
             found = None
             if self.judged is not None:
-                found = compare(self.first, last, self.judged, labels=self.judged.labels)
-            self.drops[taken] = measured(self.limit.metric, self.first, last, found)
+                found = compare(self.first.restart(), last, self.judged, labels=self.judged.labels)
+            self.drops[taken] = measured(self.limit.metric, self.first.runnable, last, found)
         return self.drops[taken]
 
     def bytes(self, taken: int) -> int:

@@ -98,10 +98,10 @@ class Row:
 
 
 class Recorded:
-    """A model ready to run whose outputs for the feeds of `data`, taken in their order, are kept."""
+    """A model ready to run whose outputs for feeds that come in the same order each time are kept."""
 
-    def __init__(self, runnable: Runnable, data: Data) -> None:
-        self.runnable, self.data = runnable, data
+    def __init__(self, runnable: Runnable) -> None:
+        self.runnable = runnable
         self.outputs: list[dict[str, np.ndarray]] = []
         self.bytes = 0
         self.places: Iterator[int] = count()
@@ -144,7 +144,7 @@ class Trials:
     def first(self) -> Recorded:
         """The model as it is."""
         assert self.context.runtime is not None
-        return Recorded(self.context.runtime.prepare(clone(self.model)), self.data)
+        return Recorded(self.context.runtime.prepare(clone(self.model)))
 
     def rows(self, schemes: Sequence[Pass], known: Mapping[tuple[str, str], Row]) -> Iterator[Row]:
         """Yield what each scheme does to each layer; `known` rows (by both) as they are."""
