@@ -142,6 +142,9 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
     "--confidence", type=float, help="Hold --max-drop also on other data alike, with this probability."
 )
 @click.option("--max-size", type=float, help="Most that OUT.onnx may take, as a share of IN.onnx.")
+@click.option(
+    "--max-latency", type=float, help="Most time that OUT.onnx may take, as a share of IN.onnx, here."
+)
 @click.option("--recipe", "recipe_file", type=Path, help="Recipe in a TOML file.")
 @click.option("--preset", "preset_name", help="Ready-made recipe: lossless, fast, small or tiny.")
 @data_options

@@ -1,8 +1,8 @@
 """Mixed precision: choose for each layer between schemes, or none, so that a bound holds.
 
 Layers are ranked by what they lose alone: the power of the noise at the outputs, which adds up over layers
-as long as it is small. The choice takes the steps of least noise for a byte saved first; how many of them is
-found by halving, each time with the whole model measured.
+as long as it is small. The choice takes the steps of least noise for a byte saved first, or for a second
+where time is bounded; how many of them is found by halving, each time with the whole model measured.
 """
 
 from __future__ import annotations
@@ -17,27 +17,36 @@ from onnxcompress.base import Context, Effect, Pass
 from onnxcompress.data import Data
 from onnxcompress.drop import Drop, Limit, measured, noise
 from onnxcompress.errors import BoundError
+from onnxcompress.measure import Latency, latencies
 from onnxcompress.model import clone, to_proto
+from onnxcompress.parts import Stopwatch
 from onnxcompress.recipe import Mix, Recipe
 from onnxcompress.registry import passes
+from onnxcompress.report import spread
 from onnxcompress.trials import Recorded, Row, Trials, applied, only
 from onnxcompress.verify import compare
 
+SECONDS = 60.0  # for timing layers alone
 RANKING = 32  # calibration samples that layers are ranked with; the recipe itself is given all
 
 
 @dataclass(frozen=True)
 class Step:
-    """One layer from one scheme (or none) to the next: noise added, in shares of the signal, bytes saved."""
+    """One layer from one scheme (or none) to the next: noise added, in shares of the signal, bytes saved.
+
+    Where time is bounded, `saved` are seconds.
+    """
 
     layer: str
     scheme: str
     noise: float
-    saved: int
+    saved: float
 
 
-def steps(rows: Sequence[Row]) -> list[Step]:
+def steps(rows: Sequence[Row], timed: bool = False) -> list[Step]:
     """Return the steps from the model as it is to the smallest there is, least noise for a byte saved first.
+
+    Where layers were `timed`, to the fastest there is, least noise for a second first.
 
     A layer's steps are those of the lower convex hull of its schemes, which makes the greedy order the best
     one for noise that adds up, wherever it is cut.
@@ -45,9 +54,9 @@ def steps(rows: Sequence[Row]) -> list[Step]:
     """
     found: list[Step] = []
     for layer in dict.fromkeys(row.layer for row in rows):
-        at = Step(layer, "", 0.0, 0)
+        at = Step(layer, "", 0.0, 0.0)
         options = [
-            Step(layer, row.scheme, noise(row.comparison.snr), row.saved)
+            Step(layer, row.scheme, noise(row.comparison.snr), (row.gained or 0.0) if timed else row.saved)
             for row in rows
             if row.layer == layer and row.comparison is not None
         ]
@@ -77,7 +86,8 @@ class Search:
     """Makes the choice of `mix` for `model`, which is not changed.
 
     `samples` are what layers are ranked on, `judged` what `limit` is measured on; `most` are the bytes the
-    file may have. One of the two bounds must be there.
+    file may have, `slowest` the latency it may have as a share of the model's. One of the bounds must be
+    there.
     """
 
     mix: Mix
@@ -87,41 +97,45 @@ class Search:
     judged: Data | None
     limit: Limit | None
     most: float | None
+    slowest: float | None
 
     def __post_init__(self) -> None:
         self.given = applied(self.mix.before.passes, self.model, self.context)[0]
         few = self.context.calibration and self.context.calibration.take(RANKING)
         context = replace(self.context, calibration=few)
-        trials = Trials(self.given, context, self.samples, self.mix.after)
+        timed = self.slowest is not None
+        watch = Stopwatch(context, SECONDS) if timed else None
+        trials = Trials(self.given, context, self.samples, self.mix.after, watch)
         self.rows = tuple(trials.rows(self.mix.schemes, {}))
         self.names = {unit.layers[0]: unit.layers for unit in trials.units}
-        self.steps = steps(self.rows)
+        self.steps = steps(self.rows, timed)
         self.drops: dict[int, Drop] = {}
+        self.latencies: dict[int, Latency] = {}
 
     def run(self) -> tuple[Recipe, Mixed]:
         """Return the recipe; BoundError with the best found where none keeps the bounds.
 
-        Without a bound on bytes it takes as many steps as the limit allows, with one as few as the bytes do.
+        Without a bound on bytes or latency it takes as many steps as the limit allows, with one as few as it
+        needs.
         """
         if not self.steps:
-            raise BoundError(f"{'|'.join(map(str, self.mix.schemes))}: no layer gets smaller")
+            kind = "smaller" if self.slowest is None else "surely faster"
+            listed = "|".join(map(str, self.mix.schemes))
+            raise BoundError(f"{listed}: no layer gets {kind}; best found: the model as it is")
         most = len(self.steps)
-        if self.most is not None:
-            taken = _first(lambda count: self.bytes(count) <= float(self.most or 0), 1, most)
+        if self.most is not None or self.slowest is not None:
+            taken = _first(lambda count: not self.excess(count), 1, most)
             if taken is None:
-                raise BoundError(
-                    f"max-size: {self.bytes(most):,} bytes, expected {self.most:,.0f} at most;"
-                    f" best found: {self.recipe(most)}"
-                )
+                raise BoundError(f"{self.excess(most)}; best found: {self.recipe(most)}")
         else:
             exceeds = _first(lambda count: not self.allows(count), 1, most)
             taken = most if exceeds is None else exceeds - 1
-        if self.limit is not None and (taken == 0 or not self.allows(taken)):
+        if self.limit is not None:
             least = max(taken, 1)
-            raise BoundError(
-                f"{self.limit.name}: drops by {self.drop(least)}, expected {self.limit.most:g} at most;"
-                f" best found: {self.recipe(least)}"
-            )
+            try:
+                self.limit.check(self.drop(least))
+            except BoundError as error:
+                raise BoundError(f"{error}; best found: {self.recipe(least)}") from error
         return self.recipe(taken), Mixed(self.rows, self.chosen(taken), most, taken)
 
     def chosen(self, taken: int) -> dict[str, str]:
@@ -170,6 +184,24 @@ class Search:
                 found = compare(self.first.restart(), last, self.judged, labels=self.judged.labels)
             self.drops[taken] = measured(self.limit.metric, self.first.runnable, last, found)
         return self.drops[taken]
+
+    def excess(self, taken: int) -> str:
+        """Return what of the bounds on bytes and latency so many steps miss; "" where they keep them."""
+        if self.most is not None and (found := self.bytes(taken)) > self.most:
+            return f"max-size: {found:,} bytes, expected {self.most:,.0f} at most"
+        if self.slowest is not None and (latency := self.latency(taken)).high > self.slowest:
+            return f"max-latency: {spread(latency)}, expected {self.slowest:g} at most"
+        return ""
+
+    def latency(self, taken: int) -> Latency:
+        """Return the latency after so many steps, beside the model's as it is."""
+        assert self.context.runtime is not None
+        if taken not in self.latencies:
+            self.context.progress(len(self.latencies), None, f"timing {taken} of {len(self.steps)} steps")
+            model = applied([*self.passes(taken), *self.mix.after.passes], self.given, self.context)[0]
+            pair = [self.first.runnable, self.context.runtime.prepare(model)]
+            self.latencies[taken] = latencies(pair, next(iter(self.samples)))[1]
+        return self.latencies[taken]
 
     def bytes(self, taken: int) -> int:
         """Return the bytes of the file after so many steps, the recipe written into it among them."""

@@ -43,7 +43,7 @@ from onnxcompress.model import (
 )
 from onnxcompress.recipe import Mix, Recipe, as_recipe, parse
 from onnxcompress.registry import find_runtime
-from onnxcompress.report import Report, Size, Step
+from onnxcompress.report import Report, Size, Step, spread
 from onnxcompress.target import Target, find_target
 from onnxcompress.verify import (
     Tolerance,
@@ -90,6 +90,7 @@ def compress(
     max_drop: float | None = None,
     confidence: float | None = None,
     max_size: float | None = None,
+    max_latency: float | None = None,
     preprocess: str | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     runtime: str = "onnxruntime",
@@ -112,7 +113,8 @@ def compress(
     `metric` is what is watched on the evaluation data: one of METRICS, or a function of a model that is ready
     to run, the larger the better. `max_drop` is how many points of it may be lost
     (:class:`onnxcompress.drop.Drop`), with `confidence` also on other data alike; `max_size` is the most the
-    file may take, as a share of what it did. Text with a choice, such as ``simplify,quant|cluster,encode``,
+    file may take and `max_latency` the most a run may, as shares of what they did (a ratio is too much where
+    its whole 95 % interval is). Text with a choice, such as ``simplify,quant|cluster,encode``,
     is made a plain recipe by these bounds: for each layer one of the passes, or none.
     `target` names the machine to compile for (:mod:`onnxcompress.target`; None: this one).
     `verify` is "each" (outputs compared after every pass; the default up to 500 MB of weights), "end" or
@@ -128,7 +130,7 @@ def compress(
     )
     limit = None if max_drop is None else Limit(metric or "top1", max_drop, confidence)
     _check_request(wanted, verify, metric, evaluation, seed, threads)
-    _check_bounds(wanted, limit, confidence, max_size, evaluation)
+    _check_bounds(wanted, limit, confidence, max_size, max_latency, evaluation)
     watched = metric if metric is None or isinstance(metric, str) else metric_name(metric)
     machine = find_target(target)
     current = load(model)
@@ -158,7 +160,7 @@ def compress(
     )
     mixed, most = None, max_size and max_size * to_proto(current).ByteSize()
     if isinstance(wanted, Mix):
-        recipe, mixed = Search(wanted, current, context, samples, judged, limit, most).run()
+        recipe, mixed = Search(wanted, current, context, samples, judged, limit, most, max_latency).run()
     else:
         recipe = wanted
     for each in recipe.passes:
@@ -176,7 +178,7 @@ def compress(
         mixed=mixed,
         target=machine.name,
     )
-    compared = judged is not None or limit is not None or verify != "off"
+    compared = judged is not None or limit is not None or max_latency is not None or verify != "off"
     check = Check(engine, samples, tolerance, report, judged, compared, limit)
     check.start(source if large and source else clone(current))
     lossy = [each for each in recipe.passes if each.effect is Effect.LOSSY]
@@ -222,8 +224,10 @@ def compress(
         if untouched is not None:
             check.blame(lossy, untouched, current, context)
         check.bound()
-        if measure_latency and not large and check.first and check.last:
+        if ((measure_latency and not large) or max_latency is not None) and check.first and check.last:
             report.latency = latencies([check.first, check.last], next(iter(samples)))[1]
+            if max_latency is not None and report.latency.low > max_latency:
+                raise BoundError(f"max-latency: {spread(report.latency)}, expected {max_latency:g} at most")
 
     if output is None:
         finish(None)
@@ -263,6 +267,7 @@ def _check_bounds(
     limit: Limit | None,
     confidence: float | None,
     max_size: float | None,
+    max_latency: float | None,
     evaluation: object,
 ) -> None:
     """Raise UsageError where bounds are missing, or what they are measured on is."""
@@ -270,10 +275,13 @@ def _check_bounds(
         raise UsageError("max-drop: needs evaluation data, none was given")
     if confidence is not None and limit is None:
         raise UsageError("confidence: is about max-drop, which was not given")
-    if max_size is not None and not 0 < max_size <= 1:
-        raise UsageError(f"max-size is {max_size:g}, expected more than 0, 1 at most")
-    if isinstance(recipe, Mix) and limit is None and max_size is None:
-        raise UsageError(f"{recipe}: has a choice to be made, expected max-drop or max-size to choose by")
+    for name, share in (("max-size", max_size), ("max-latency", max_latency)):
+        if share is not None and not 0 < share <= 1:
+            raise UsageError(f"{name} is {share:g}, expected more than 0, 1 at most")
+    if isinstance(recipe, Mix) and limit is None and max_size is None and max_latency is None:
+        raise UsageError(
+            f"{recipe}: has a choice to be made, expected max-drop, max-size or max-latency to choose by"
+        )
 
 
 def _check_request(

@@ -1,6 +1,9 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import models
+import numpy as np
 import onnx
 import pytest
 from test_drop import comparison
@@ -81,6 +84,39 @@ def test_a_size_is_met_with_as_few_steps_as_it_takes(tmp_path: Path) -> None:
     report = mixed(output=out, data=CALIB, max_size=0.4).report  # type: ignore[attr-defined]
     assert out.stat().st_size <= 0.4 * LENET.stat().st_size
     assert 0 < report.mixed.taken < report.mixed.steps
+
+
+def test_where_time_is_bounded_steps_are_those_that_surely_save_some() -> None:
+    rows = [
+        replace(row("a", "mild", 40, 100), gained=1e-6),
+        replace(row("b", "mild", 40, 100), gained=4e-6),
+        replace(row("c", "mild", 40, 100), gained=0.0),
+    ]
+    assert [(each.layer, each.saved) for each in steps(rows, timed=True)] == [("b", 4e-6), ("a", 1e-6)]
+
+
+def test_a_latency_is_met_by_the_scheme_that_is_faster() -> None:
+    draw = np.random.default_rng(0)
+    text = """g (float[1, 1024] x) => (float[1, 1024] y) <float[1024, 1024] w, float[1024, 1024] v> {
+        [first] a = MatMul(x, w)
+        b = Relu(a)
+        [second] y = MatMul(b, v)
+    }"""
+    model = models.model(
+        text, {name: draw.normal(size=(1024, 1024)).astype(np.float32) / 32 for name in "wv"}
+    )
+    passes = "cluster(bits=4)|factorise(rank=1, when=always)"
+    report = compress(model, passes, data=np.ones((2, 1024), np.float32), max_latency=0.9).report
+    assert report.recipe.startswith("factorise(")  # a thousandth of the work, on any machine
+    assert "cluster" not in report.recipe
+    assert report.latency is not None
+    assert report.latency.low <= 0.9
+    assert report.mixed is not None
+    assert report.mixed.taken == 1
+    with pytest.raises(
+        BoundError, match=r"max-latency: 0\..* expected 0\.0001 at most; best found: factorise"
+    ):
+        compress(model, passes, data=np.ones((2, 1024), np.float32), max_latency=0.0001)
 
 
 def test_impossible_bounds_say_the_best_there_is_and_write_nothing(tmp_path: Path) -> None:
