@@ -46,10 +46,9 @@ class Step:
 def steps(rows: Sequence[Row], timed: bool = False) -> list[Step]:
     """Return the steps from the model as it is to the smallest there is, least noise for a byte saved first.
 
-    Where layers were `timed`, to the fastest there is, least noise for a second first.
-
-    A layer's steps are those of the lower convex hull of its schemes, which makes the greedy order the best
-    one for noise that adds up, wherever it is cut.
+    Where layers were `timed`, to the fastest there is, least noise for a second first. A layer's steps are
+    those of the lower convex hull of its schemes, which makes the greedy order the best one for noise that
+    adds up, wherever it is cut.
     Source: Sinha and Zoltners, The Multiple-Choice Knapsack Problem, Operations Research 27, 1979.
     """
     found: list[Step] = []

@@ -158,7 +158,8 @@ def compress(
         exclude=(exclude,) if isinstance(exclude, str) else tuple(exclude),
         progress=progress,
     )
-    mixed, most = None, max_size and max_size * to_proto(current).ByteSize()
+    stored = source.stat().st_size + sum(apart.values()) if source else None
+    mixed, most = None, max_size and max_size * (stored or to_proto(current).ByteSize())
     if isinstance(wanted, Mix):
         recipe, mixed = Search(wanted, current, context, samples, judged, limit, most, max_latency).run()
     else:
@@ -172,7 +173,7 @@ def compress(
         recipe=str(recipe),
         verify=verify,
         source=str(source or ""),
-        before=_size(current, source.stat().st_size + sum(apart.values()) if source and output else size),
+        before=_size(current, stored if stored and output else size),
         notes=[*_unmatched(current, context), *_data_notes(verify, samples, calibration, judged)],
         metric=watched,
         mixed=mixed,
