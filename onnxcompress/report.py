@@ -205,10 +205,11 @@ def sensitivity_table(rows: Iterable[Loss], metric: str | None = None) -> Render
     from rich.text import Text
 
     shown = [(name, title) for name, title in _LOSSES.items() if metric in (None, name)]
-    table = Table("layer", "scheme", "saves", *(title for _, title in shown), "left because")
-    table.columns[0].overflow = "fold"
-    for column in table.columns[2:-1]:
-        column.justify = "right"
+    table = Table("layer", "scheme", "saves", *(title for _, title in shown))
+    for column in table.columns[:2]:
+        column.overflow = "fold"
+    for column in table.columns[2:]:
+        column.justify, column.no_wrap = "right", True
     last = None
     for row in rows:
         if last not in (None, row.layer):
@@ -216,13 +217,8 @@ def sensitivity_table(rows: Iterable[Loss], metric: str | None = None) -> Render
         name, last = row.layer if row.layer != last else "", row.layer
         found = dict(_losses(row.comparison)) if row.comparison else {}
         figures = [found.get(each, "") for each, _ in shown]
-        table.add_row(
-            Text(name),
-            Text(row.scheme),
-            _saved(row.saved),
-            *figures,
-            Text("" if row.comparison else row.what),
-        )
+        scheme = row.scheme if row.comparison else f"{row.scheme}: {row.what}"
+        table.add_row(Text(name), Text(scheme), _saved(row.saved), *figures)
     return table
 
 
