@@ -11,9 +11,8 @@ import onnx_ir as ir
 
 from onnxcompress.base import Context, Pass
 from onnxcompress.data import Data
-from onnxcompress.errors import BoundError
+from onnxcompress.errors import CompressError
 from onnxcompress.layerwise import Passage, passages, worst
-from onnxcompress.model import clone
 from onnxcompress.report import WORST, decibels
 from onnxcompress.trials import applied
 from onnxcompress.verify import Comparison, compare
@@ -45,8 +44,8 @@ def cure(given: ir.Model, last: ir.Model, passes: Sequence[Pass], context: Conte
     suspects = worst(passages(given, last, context.runtime, samples), WORST)
     if not suspects:
         return ""
-    first = context.runtime.prepare(clone(given))
-    reached = compare(first, context.runtime.prepare(clone(last)), samples).snr
+    first = context.runtime.prepare(given)
+    reached = compare(first, context.runtime.prepare(last), samples).snr
     found: list[tuple[float, Passage]] = []
     for place, each in enumerate(suspects):
         context.progress(place, len(suspects), f"leaving {each.layer} alone")
@@ -54,22 +53,21 @@ def cure(given: ir.Model, last: ir.Model, passes: Sequence[Pass], context: Conte
         try:
             model = applied(passes, given, spared)[0]
             found.append((compare(first, context.runtime.prepare(model), samples).snr, each))
-        except BoundError:  # outputs are broken without this layer, too
+        except CompressError:  # a pass needs this layer, or outputs are broken without it, too
             continue
-    best, spared_layer = max(found, key=lambda pair: pair[0], default=(reached, suspects[0]))
+    best, cured = max(found, key=lambda pair: pair[0], default=(reached, suspects[0]))
     if best < reached + GAIN:
-        return (
-            f"{_loses(suspects[0])}; leaving out no single layer brings {GAIN:g} dB, expected milder options"
-        )
-    pattern = shlex.quote(re.escape(spared_layer.layer))
+        most = f"{suspects[0].layer} adds most noise ({_signal(suspects[0])})"
+        return f"{most}; leaving out no single layer brings {GAIN:g} dB, expected milder options"
+    pattern = shlex.quote(re.escape(cured.layer))
     return (
-        f"{_loses(spared_layer)}: --exclude {pattern} brings the outputs"
-        f" from {decibels(reached)} to {decibels(best)}"
+        f"{cured.layer} hurts most ({_signal(cured)}):"
+        f" --exclude {pattern} brings the outputs from {decibels(reached)} to {decibels(best)}"
     )
 
 
-def _loses(layer: Passage) -> str:
-    """Return what a layer does to the signal."""
+def _signal(layer: Passage) -> str:
+    """Return what a layer that adds noise does to the signal."""
     assert layer.entering is not None
     assert layer.leaving is not None
-    return f"{layer.layer} loses most (SNR {decibels(layer.entering)} -> {decibels(layer.leaving)})"
+    return f"SNR {decibels(layer.entering)} -> {decibels(layer.leaving)}"

@@ -187,7 +187,7 @@ def compress(
     for number, each in enumerate(recipe.passes):
         progress(number, len(recipe.passes), each.name)
         unchanged = clone(current) if verify == "each" else None
-        if each in lossy[:1] and not large:
+        if untouched is None and each in lossy and not large:
             untouched = clone(current)
         with _naming(each):
             current = _run(each, current, context, report)

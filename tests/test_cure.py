@@ -36,12 +36,12 @@ def samples() -> np.ndarray:
 
 def advice(passes: str, outlier: float = 1000, **options: object) -> list[str]:
     made = compress(chain(outlier), passes, measure_latency=False, **options)  # type: ignore[arg-type]
-    return [note for note in made.report.notes if "loses most" in note]
+    return [note for note in made.report.notes if "SNR" in note]
 
 
 def test_the_layer_that_hurts_is_named_with_the_exclude_that_cures_it() -> None:
     (note,) = advice(COARSE, data=samples())
-    assert note.startswith("conv.2 loses most (SNR ")
+    assert note.startswith("conv.2 hurts most (SNR ")
     assert r"--exclude 'conv\.2' brings the outputs from " in note
     assert advice(COARSE, data=samples(), exclude=r"conv\.2") == []
 
@@ -58,7 +58,7 @@ def test_layers_that_all_hurt_alike_are_not_blamed_on_one() -> None:
 
 
 def test_a_missed_bound_says_what_cures_it() -> None:
-    with pytest.raises(BoundError, match=r"agreement: drops by .*, expected 1 at most; conv\.2 loses most"):
+    with pytest.raises(BoundError, match=r"agreement: drops by .*, expected 1 at most; conv\.2 hurts most"):
         advice(COARSE, data=samples(), evaluation=samples(), metric="agreement", max_drop=1.0)
 
 
