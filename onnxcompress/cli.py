@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from onnxcompress.base import Pass
     from onnxcompress.data import Data
+    from onnxcompress.layerwise import Passage
 
 EPILOG = "More: 'onnxcompress passes NAME' explains a pass and its options; README.md has examples."
 
@@ -127,7 +128,23 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @cli.command(context_settings={"help_option_names": ["-h", "--help"]}, epilog=EPILOG)
 @click.argument("source", metavar="IN.onnx")
 @click.argument("output", metavar="OUT.onnx")
-@click.option("--passes", "recipe", help="Recipe, such as prune(sparsity=0.6),quant.")
+@click.option(
+    "--passes",
+    "recipe",
+    help="Recipe, such as prune(sparsity=0.6),quant; quant|cluster: for each layer one or none, by bounds.",
+)
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(0),
+    help="Points of --metric that may be lost on --eval data; more: exit 3, nothing is written.",
+)
+@click.option(
+    "--confidence", type=float, help="Hold --max-drop also on other data alike, with this probability."
+)
+@click.option("--max-size", type=float, help="Most that OUT.onnx may take, as a share of IN.onnx.")
+@click.option(
+    "--max-latency", type=float, help="Most time that OUT.onnx may take, as a share of IN.onnx, here."
+)
 @click.option("--recipe", "recipe_file", type=Path, help="Recipe in a TOML file.")
 @click.option("--preset", "preset_name", help="Ready-made recipe: lossless, fast, small or tiny.")
 @data_options
@@ -173,14 +190,14 @@ def compress(
 ) -> None:
     """Rewrite IN.onnx into OUT.onnx (the default command)."""
     from onnxcompress import pipeline
-    from onnxcompress.recipe import Recipe, preset
+    from onnxcompress.recipe import Recipe, parse, preset
     from onnxcompress.report import tables
     from onnxcompress.verify import Tolerance
 
     logging.basicConfig(level=log_level.upper(), format="%(name)s: %(message)s")
     if sum(each is not None for each in (recipe, recipe_file, preset_name)) != 1:
         raise UsageError("recipe: expected exactly one of --passes, --recipe and --preset")
-    chosen = Recipe.parse(recipe) if recipe is not None else preset(preset_name) if preset_name else None
+    chosen = parse(recipe) if recipe is not None else preset(preset_name) if preset_name else None
     if (
         recipe_file is not None
         and Path(output).exists()
@@ -225,18 +242,22 @@ def passes(name: str | None) -> None:
 @click.argument("first", metavar="A.onnx")
 @click.argument("second", metavar="B.onnx")
 @data_options
+@click.option("--layers", is_flag=True, help="List the error entering and leaving every layer, too.")
 @click.option(
     "--exact", is_flag=True, help="Exit with 3 where the outputs do not agree within the tolerance."
 )
-def compare_command(first: str, second: str, exact: bool, **options: Any) -> None:
+def compare_command(first: str, second: str, layers: bool, exact: bool, **options: Any) -> None:
     """Compare the outputs of two models on data."""
-    from onnxcompress.report import comparison_table
+    from onnxcompress.report import comparison_table, passages_table
     from onnxcompress.verify import compare
 
     with opened([first, second], options) as (runnables, samples, tolerance, labels):
         before, after = runnables
         found = compare(before, after, samples, labels=labels, tolerance=tolerance, random=samples.random)
+        rows = passages_of(first, second, samples, options["threads"]) if layers else []
     terminal().print(comparison_table(found, options["metric"]))
+    if layers:
+        terminal().print(passages_table(rows))
     if exact and not found.exact:
         raise BoundError(
             f"{second}: outputs differ from those of {first}: {found.worst_output}, {found.snr:.1f} dB"
@@ -255,6 +276,45 @@ def bench(models: Sequence[str], seconds: float, **options: Any) -> None:
     with opened(models, options) as (runnables, samples, _, _):
         found = latencies(runnables, next(iter(samples)), budget=seconds, min_pairs=30)
     terminal().print(latency_table(list(zip(models, found, strict=True))))
+
+
+@cli.command()
+@click.argument("source", metavar="MODEL.onnx")
+@click.option(
+    "--schemes",
+    default="quant(activations=none)",
+    show_default=True,
+    help="Lossy passes to try, such as quant|cluster(bits=4).",
+)
+@data_options
+@click.option(
+    "--exclude", multiple=True, help="Leave out layers whose whole name matches this regular expression."
+)
+@click.option(
+    "--report",
+    "report_file",
+    type=Path,
+    help="Write the figures to this file as JSON; what it holds already isn't measured again.",
+)
+def sensitivity(
+    source: str,
+    check_rtol: float | None,
+    check_atol: float | None,
+    metric: str | None,
+    shapes: Sequence[tuple[str, tuple[int, ...]]],
+    **options: Any,
+) -> None:
+    """Print what a model loses when each layer alone is compressed, and what that saves."""
+    from onnxcompress.report import sensitivity_table
+    from onnxcompress.trials import sensitivity as measure
+    from onnxcompress.verify import check_metric
+
+    check_metric(metric)
+    if options["evaluation"] is None and options["data"] is None:
+        say_notes(["random inputs: they tell nothing about accuracy"])
+    with progress_bar() as progress:
+        found = measure(source, shapes=dict(shapes), progress=progress, **options)
+    terminal().print(sensitivity_table(found.rows, metric))
 
 
 @cli.command()
@@ -299,6 +359,16 @@ def channels(source: str, shapes: Sequence[tuple[str, tuple[int, ...]]]) -> None
     given = {name: each.dims or () for name, each in inputs_of(model, dict(shapes)).items()}
     found = find(model, shapes=given)
     terminal().print(channels_table(spans(found), len(found.hidden())))
+
+
+def passages_of(first: str, second: str, samples: Data, threads: int) -> list[Passage]:
+    """Return the error around every layer of the model in the file `first` that the one in `second` makes."""
+    from onnxcompress.layerwise import passages
+    from onnxcompress.model import load
+    from onnxcompress.registry import find_runtime
+
+    engine = find_runtime("onnxruntime").make(threads=threads)
+    return passages(load(first), load(second), engine, samples)
 
 
 @contextmanager

@@ -31,11 +31,13 @@ RANKS = [
         "choice",
         "trial",
         "verify",
+        "drop",
+        "layerwise",
         "budget",
     ],
     ["qdq", "rounding", "fixedpoint"],
     ["passes"],
-    ["recipe", "registry", "report", "check", "pipeline"],
+    ["recipe", "registry", "report", "trials", "cure", "check", "mixing", "pipeline"],
     ["cli"],
 ]
 PACKAGES = {"passes": ROOT / "passes", "runtimes": ROOT / "runtimes"} | {
