@@ -6,6 +6,7 @@ written the way onnxruntime fuses into one DynamicQuantizeMatMul; in other engin
 operators it is made of.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -38,14 +39,14 @@ class Integers:
             self._constants[key] = self.edit.constant(graph, wanted, content)
         return self._constants[key]
 
-    def store(self, readers: list[Layer], dynamic: bool, per_channel: bool) -> list[Layer]:
+    def store(self, readers: list[Layer], dynamic: Collection[Layer], per_channel: bool) -> list[Layer]:
         """Keep the weight that all of `readers` read as int8; return those that multiply integers.
 
-        These are the readers that can where `dynamic`; all other nodes that read the weight get it expanded.
+        These are the readers among `dynamic` that can; all other nodes that read the weight get it expanded.
         Reads the weight once, for its scale.
         """
         value, tensor = readers[0].weight, readers[0].tensor
-        products = [layer for layer in readers if dynamic and multiplies_integers(layer)]
+        products = [layer for layer in readers if layer in dynamic and multiplies_integers(layer)]
         products = [
             layer for layer in products if layer.node.graph not in self.edit.bodies
         ]  # of opsets of their own

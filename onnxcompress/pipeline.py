@@ -156,11 +156,13 @@ def compress(
     )
     check = Check(engine, samples, tolerance, report, judged, judged is not None or verify != "off")
     check.start(source if large and source else clone(current))
+    done: list[Pass] = []  # what does the same again, wherever it runs
     for number, each in enumerate(recipe.passes):
         progress(number, len(recipe.passes), each.name)
         unchanged = clone(current) if verify == "each" else None
         with _naming(each):
-            current = _run(each, current, context, report)
+            current, replay = _run(each, current, context, report)
+            done.append(replay)
             _tidy(current)
             if not large:
                 materialise(current)
@@ -171,7 +173,7 @@ def compress(
         write_in_line(current)
         check_valid(current, expected)
     progress(len(recipe.passes), len(recipe.passes), "checking the whole")
-    _stamp(current, recipe, verify, machine)
+    _stamp(current, Recipe(tuple(done)), verify, machine)
     report.notes += [note for note in notes(current) if note not in report.notes]
 
     def finish(path: Path | None) -> None:
@@ -303,7 +305,8 @@ def _unmatched(model: ir.Model, context: Context) -> Iterator[str]:
             yield f"exclude: {pattern!r} matches no layer"
 
 
-def _run(each: Pass, model: ir.Model, context: Context, report: Report) -> ir.Model:
+def _run(each: Pass, model: ir.Model, context: Context, report: Report) -> tuple[ir.Model, Pass]:
+    """Return what `each` makes of `model`, and the pass that makes the same of it again on any machine."""
     began, earlier = time.perf_counter(), opset(model)
     log.info("%s: starts", each)
     result = each.call(model, context)
@@ -312,7 +315,7 @@ def _run(each: Pass, model: ir.Model, context: Context, report: Report) -> ir.Mo
     seconds = time.perf_counter() - began
     log.info("%s: done in %.2f s, %s", each, seconds, result.counts(True) or "nothing changed")
     report.steps.append(Step(str(each), each.effect.value, seconds, result.records, numbers=result.numbers))
-    return result.model
+    return result.model, result.replay or each
 
 
 @contextmanager

@@ -102,6 +102,19 @@ class Placement:
             if node not in done and node.graph is self.graph and not weighted:
                 yield node
 
+    def blocks(self) -> list[list[ir.Node]]:
+        """Return the connected parts that compute with integers, each in the order of the graph."""
+        inside = {**dict.fromkeys(self.nodes), **dict.fromkeys(self.bounded)}
+        places = {node: place for place, node in enumerate(self.graph)}
+        blocks: dict[ir.Node, list[ir.Node]] = {}
+        for node in sorted(inside, key=places.__getitem__):
+            makers = [value.producer() for value in node.inputs if value is not None]
+            joined = {id(blocks[maker]): blocks[maker] for maker in makers if maker in blocks}
+            block = [*(each for part in joined.values() for each in part), node]
+            blocks.update(dict.fromkeys(block, block))
+        found = {id(block): block for block in blocks.values()}
+        return [sorted(block, key=places.__getitem__) for block in found.values()]
+
     def read(self, node: ir.Node) -> list[ir.Value]:
         """Return the inputs of `node` that it reads as integers."""
         return activations(node)[1] if node in self.nodes else []

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
-from onnxcompress.base import Context, Effect, Need, Pass, Result, option
+from onnxcompress.base import Context, Effect, Need, Pass, Result, option, silent
 from onnxcompress.calibrate import METHODS, Range, calibrate
+from onnxcompress.data import load_data, random_data
 from onnxcompress.edit import Edit, same_ports
 from onnxcompress.errors import UsageError
 from onnxcompress.folding import fold_batch_norms
+from onnxcompress.gate import Feeds, Gate, Trial, either, kind_of
 from onnxcompress.integer import DYNAMIC_OPSET, Integers, multiplies_integers
 from onnxcompress.layers import Layer, by_weight, constant
-from onnxcompress.model import convert_up
-from onnxcompress.placement import STATIC_OPSET, place
+from onnxcompress.model import clone, convert_up
+from onnxcompress.placement import STATIC_OPSET, Placement, place
 from onnxcompress.qdq import refusal, write
 
 
@@ -35,6 +39,13 @@ class Quant(Pass):
     run (DynamicQuantizeLinear), and the numbers of a batch then depend on one another a little. Other
     weights, also those in the bodies of If and Loop, are stored as int8 and computed with as floats.
     Weights are read twice: for their scale, and when they are written.
+
+    With ``gate=on``, where there is an engine to time with, layers compute with integers where that is faster
+    on this machine with the threads and the batch in use: layers are timed one by one, then the blocks they
+    form, then the whole model, float and int8 in turns. Where the upper end of the 95 % interval of the whole
+    is above 1.0, all of them compute with floats. Their weights are stored as int8 all the same. Parts that
+    are alike are timed once; it takes ``seconds`` at most, and some thirty runs of the whole model. Times
+    vary: the file's metadata hold the recipe with the choice spelt out, which repeats it anywhere.
     Source: Jacob et al., Quantization and Training of Neural Networks, CVPR 2018.
     """
 
@@ -56,7 +67,17 @@ class Quant(Pass):
     exclude: str = option(
         "", "leave the layers whose whole name matches this regular expression", pattern=True
     )
-
+    gate: str = option(
+        "on",
+        "compute with integers only where that is measured to be faster here, or wherever it is possible",
+        choices=("on", "off"),
+    )
+    seconds: float = option(60.0, "time to measure parts of the model, in all", within=(0.0, 1e9))
+    weights_only: str = option(
+        "",
+        "compute with floats in the layers whose whole name matches this regular expression",
+        pattern=True,
+    )
     calibrator: str = option(
         "min-max",
         "how a range is found: all numbers, most of them, or the range that tells most",
@@ -75,6 +96,20 @@ class Quant(Pass):
         if static:
             self._check(context)
         self._prepare(model, context, result, static, dynamic)
+        gate = self._gate(model, context, static) if static or dynamic else None
+        if gate is None:
+            self._quantize(model, context, result, static, dynamic)
+            return result
+        slow = gate.floats()
+        result.replay = replace(self, gate="off", weights_only=either(self.weights_only, slow))
+        result.replay._quantize(model, context, result, static, dynamic)
+        gate.tell(result, slow)
+        return result
+
+    def _quantize(
+        self, model: ir.Model, context: Context, result: Result, static: bool, dynamic: bool
+    ) -> None:
+        """Quantize `model`, which is prepared, without timing anything."""
         groups = []
         for readers, reason in by_weight(model, context, self.exclude):
             if reason is None:
@@ -86,7 +121,6 @@ class Quant(Pass):
             groups = self._compute(model, context, result, integers, groups)
         for readers in groups:
             self._store(readers, integers, result, static, dynamic)
-        return result
 
     def _check(self, context: Context) -> None:
         if context.calibration is None or context.runtime is None:
@@ -104,6 +138,9 @@ class Quant(Pass):
             needed = DYNAMIC_OPSET
         if not candidates:
             return
+        for layer in candidates:
+            if not layer.node.name and layer.position != 2:
+                layer.node.name = layer.name  # which folding could change
         convert_up(model, needed)
         if static:
             with same_ports(model):
@@ -111,23 +148,71 @@ class Quant(Pass):
             for name in fold_batch_norms(model, context, self.exclude):
                 result.changed(name, "what follows folded in")
 
+    def _gate(self, model: ir.Model, context: Context, static: bool) -> Gate | None:
+        """Return what finds out for which layers of `model` integers pay here; None where nothing can."""
+        able = {
+            layer.name: kind_of(layer)
+            for readers, reason in by_weight(model, context, self.exclude)
+            for layer in readers
+            if not reason and self._refusal(layer, model.graph, static) is None
+        }
+        if self.gate == "off" or context.runtime is None or not able:
+            return None
+        fixed = replace(self, activations="static" if static else "dynamic", gate="off")
+
+        def trial(floats: Collection[str]) -> Quant:
+            return replace(fixed, weights_only=either(self.weights_only, floats))
+
+        def quantize(part: ir.Model, floats: Collection[str], feeds: Feeds | None) -> ir.Model:
+            data = random_data(part, count=1) if feeds is None else load_data([feeds], part)
+            copy = clone(part)
+            trial(floats).call(copy, replace(context, calibration=data, progress=silent))
+            return copy
+
+        def blocks(whole: ir.Model, floats: Collection[str]) -> list[list[ir.Node]]:
+            free = [readers for readers, reason in by_weight(whole, context, self.exclude) if not reason]
+            return trial(floats)._place(whole, free)[0].blocks()
+
+        data = random_data(model, count=1) if context.calibration is None else context.calibration
+        way = Trial(quantize, blocks if static else None)
+        return Gate(model, next(iter(data)), able, way, context, self.seconds)
+
+    def _refusal(self, layer: Layer, main: ir.Graph, static: bool) -> str | None:
+        """Return why `layer` can't or mustn't compute with integers, or None."""
+        if self.weights_only and re.fullmatch(self.weights_only, layer.name):
+            return "its weight only"
+        if static:
+            return refusal(layer, main)
+        return None if layer.size >= self.min_size and multiplies_integers(layer) else ""
+
+    def _place(
+        self, model: ir.Model, groups: list[list[Layer]]
+    ) -> tuple[Placement, list[list[Layer]], dict[Layer, str | None]]:
+        """Return where integers go, the layers that compute with them, by weight, and why others don't."""
+        able, reasons = [], dict[Layer, str | None]()
+        for readers in groups:
+            reasons |= {layer: self._refusal(layer, model.graph, True) for layer in readers}
+            fit = [layer for layer in readers if reasons[layer] is None]
+            for layer in fit:
+                if layer.channel_axes != fit[0].channel_axes:
+                    reasons[layer] = f"{fit[0].name} has the channels of their weight along another axis"
+            if fit:
+                able.append([layer for layer in fit if reasons[layer] is None])
+        return place(model.graph, {layer.node: layer for fit in able for layer in fit}), able, reasons
+
     def _compute(
         self, model: ir.Model, context: Context, result: Result, integers: Integers, groups: list[list[Layer]]
     ) -> list[list[Layer]]:
         """Make what can compute with integers do so; return the layers that are left, by weight."""
-        able, rest, done = [], [], []
-        for readers in groups:
-            reasons = {layer: refusal(layer, model.graph) for layer in readers}
-            fit = [layer for layer in readers if reasons[layer] is None]
-            if not fit:
-                rest.append(readers)
-                continue
-            for layer in fit:
-                if layer.channel_axes != fit[0].channel_axes:
-                    reasons[layer] = f"{fit[0].name} has the channels of their weight along another axis"
-            able.append([layer for layer in fit if reasons[layer] is None])
-            done += [(layer, reason, layer.size) for layer, reason in reasons.items()]
-        placement = place(model.graph, {layer.node: layer for fit in able for layer in fit})
+        placement, able, reasons = self._place(model, groups)
+        weights = {fit[0].weight for fit in able}
+        rest = [readers for readers in groups if readers[0].weight not in weights]
+        done = [
+            (layer, reasons[layer], layer.size)
+            for readers in groups
+            if readers[0].weight in weights
+            for layer in readers
+        ]
         gaps = list(placement.gaps())
         names = [value.name or "" for value in placement.observed() if constant(value) is None]
         ranges: dict[str, Range] = {}
@@ -157,8 +242,10 @@ class Quant(Pass):
             for layer in readers:
                 result.left(layer, f"fewer than {self.min_size} elements", size=size)
             return
-        reasons = [f", {refusal(layer, main)}" if static else "" for layer in readers]
-        products = integers.store(readers, dynamic, self.per_channel)
-        for layer, reason in zip(readers, reasons, strict=True):
+        reasons = {layer: self._refusal(layer, main, static) for layer in readers}
+        able = [layer for layer in readers if dynamic and reasons[layer] is None]
+        products = integers.store(readers, able, self.per_channel)
+        for layer in readers:
+            reason = f", {reasons[layer]}" if reasons[layer] else ""
             what = "multiplied as int8" if layer in products else f"stored as int8{reason}"
             result.changed(layer, what, size=size)

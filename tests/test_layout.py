@@ -21,7 +21,7 @@ RANKS = [
     ["formats"],
     ["runtimes"],
     ["histogram", "calibrate", "moments", "measure", "parts", "choice", "verify", "budget"],
-    ["qdq"],
+    ["qdq", "gate"],
     ["passes"],
     ["recipe", "registry", "report", "check", "pipeline"],
     ["cli"],

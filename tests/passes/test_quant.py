@@ -39,7 +39,7 @@ def calibrated(made: ir.Model, feeds: list[dict[str, np.ndarray]] | None = None)
 
 
 def run(made: ir.Model, context: Context | None = None, **options: object) -> dict[str, Record]:
-    result = Quant(**options).call(made, context or Context())  # type: ignore[arg-type]
+    result = Quant(**{"gate": "off", **options}).call(made, context or Context())  # type: ignore[arg-type]
     return {record.layer: record for record in result.records}
 
 
@@ -294,7 +294,7 @@ def test_a_constant_activation_and_a_dead_channel_do_no_harm() -> None:
 
 def test_older_opsets_are_raised_and_that_is_recorded_once() -> None:
     made = models.model('<ir_version: 4, opset_import: ["": 9]>' + NETWORK)
-    result = compress(made, "quant", data=samples(), measure_latency=False)
+    result = compress(made, "quant(gate=off)", data=samples(), measure_latency=False)
     said = [record.what for record in result.report.steps[0].records] + result.report.notes
     assert [each for each in said if "opset" in each] == ["quant: opset raised from 9 to 13"]
     assert not any("converted" in each for each in said)
@@ -503,7 +503,7 @@ def test_trained_networks_keep_their_accuracy(name: str, activations: str) -> No
 def test_every_way_to_compute_with_integers_runs_on_a_trained_network(
     per_channel: bool, calibrator: str
 ) -> None:
-    passes = [Quant(per_channel=per_channel, calibrator=calibrator)]
+    passes = [Quant(gate="off", per_channel=per_channel, calibrator=calibrator)]
     report = compress(
         TESTDATA / "lenet5_digits.onnx",
         passes,
