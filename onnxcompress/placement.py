@@ -125,11 +125,12 @@ class Placement:
         self._parents.update({other: first for other in rest if other is not first})
 
 
-def place(graph: ir.Graph, weighted: dict[ir.Node, Layer]) -> Placement:
+def place(graph: ir.Graph, weighted: dict[ir.Node, Layer], absorb: bool = True) -> Placement:
     """Return where in `graph`, whose nodes are in topological order, integers go.
 
     `weighted` are the layers that may have their weight quantized. What feeds them is quantized; other
-    operators of the table compute with integers where an integer operator feeds them.
+    operators of the table compute with integers where an integer operator feeds them. Without `absorb` the
+    range of an output doesn't do the work of a Relu or Clip: it would have to end where that does.
     """
     found = Placement(graph)
     bounds: dict[ir.Value, Bounds] = {}  # what a Relu or Clip put on values, wherever they were moved since
@@ -157,7 +158,8 @@ def place(graph: ir.Graph, weighted: dict[ir.Node, Layer]) -> Placement:
             found.tie([*inputs, *node.outputs])
     for node in graph:
         if (
-            activations(node)[0] is How.BOUND
+            absorb
+            and activations(node)[0] is How.BOUND
             and node.outputs[0] in found.values
             and _only_bounds(node, found)
         ):

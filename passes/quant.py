@@ -22,6 +22,8 @@ from onnxcompress.layers import Layer, by_weight, constant
 from onnxcompress.model import clone, convert_up
 from onnxcompress.placement import STATIC_OPSET, Placement, place
 from onnxcompress.qdq import refusal, write
+from onnxcompress.quantize import FULL, REDUCED, Activations
+from onnxcompress.target import find_target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +34,13 @@ class Quant(Pass):
     After, static: ``y = DQ(Q(Conv(DQ(Q(x)), DQ(W_int8), DQ(b_int32))))``, which the engine runs on integers
     After, otherwise: ``y = Conv(x, Cast(W_int8) * scale, b)``, which it expands when it loads the model
 
-    Weights are symmetric, with one scale for each output channel; activations are uint8 with a zero point,
-    their ranges found on the calibration data. Static quantization first folds BatchNormalization into the
-    layer before it, lets the range of a Relu's or Clip's output do its work, and gives one scale to all
-    values that are only moved about. Without calibration data, MatMul and Gemm quantize their input as they
-    run (DynamicQuantizeLinear), and the numbers of a batch then depend on one another a little. Other
-    weights, also those in the bodies of If and Loop, are stored as int8 and computed with as floats.
+    Weights are symmetric, with one scale for each output channel; activations are uint8 with a zero point
+    (``signed`` and ``symmetric`` are for other engines), their ranges found on the calibration data. Static
+    quantization first folds BatchNormalization into the layer before it, lets the range of a Relu's or Clip's
+    output do its work, and gives one scale to all values that are only moved about. Without calibration data,
+    MatMul and Gemm quantize their input as they run (DynamicQuantizeLinear), and the numbers of a batch then
+    depend on one another a little. Other weights, also those in the bodies of If and Loop, are stored as int8
+    and computed with as floats.
     Weights are read twice: for their scale, and when they are written.
 
     With ``gate=on``, where there is an engine to time with, layers compute with integers where that is faster
@@ -78,6 +81,18 @@ class Quant(Pass):
         "compute with floats in the layers whose whole name matches this regular expression",
         pattern=True,
     )
+    signed: bool = option(
+        False, "static: activations as int8, not uint8, for engines that want these; onnxruntime gets slow"
+    )
+    symmetric: bool = option(
+        False, "static: ranges around zero, for engines that know no zero point; Relu is computed then"
+    )
+    reduce_range: str = option(
+        "auto",
+        "weights of 7 bits where they are multiplied, so that sums don't saturate; auto: where the target "
+        "adds these up in 16 bits (x86 without VNNI)",
+        choices=("auto", "on", "off"),
+    )
     calibrator: str = option(
         "min-max",
         "how a range is found: all numbers, most of them, or the range that tells most",
@@ -96,14 +111,17 @@ class Quant(Pass):
         if static:
             self._check(context)
         self._prepare(model, context, result, static, dynamic)
-        gate = self._gate(model, context, static) if static or dynamic else None
-        if gate is None:
-            self._quantize(model, context, result, static, dynamic)
-            return result
-        slow = gate.floats()
-        result.replay = replace(self, gate="off", weights_only=either(self.weights_only, slow))
-        result.replay._quantize(model, context, result, static, dynamic)
-        gate.tell(result, slow)
+        chosen = self
+        if (static or dynamic) and self.reduce_range == "auto":
+            chosen = replace(self, reduce_range="off" if find_target(context.target).vnni else "on")
+        gate = chosen._gate(model, context, static) if static or dynamic else None
+        slow = gate.floats() if gate else {}
+        if gate:
+            chosen = replace(chosen, gate="off", weights_only=either(self.weights_only, slow))
+        chosen._quantize(model, context, result, static, dynamic)
+        if gate:
+            gate.tell(result, slow)
+        result.replay = chosen
         return result
 
     def _quantize(
@@ -198,7 +216,12 @@ class Quant(Pass):
                     reasons[layer] = f"{fit[0].name} has the channels of their weight along another axis"
             if fit:
                 able.append([layer for layer in fit if reasons[layer] is None])
-        return place(model.graph, {layer.node: layer for fit in able for layer in fit}), able, reasons
+        weighted = {layer.node: layer for fit in able for layer in fit}
+        return place(model.graph, weighted, absorb=not self.symmetric), able, reasons
+
+    @property
+    def _levels(self) -> int:
+        return REDUCED if self.reduce_range == "on" else FULL
 
     def _compute(
         self, model: ir.Model, context: Context, result: Result, integers: Integers, groups: list[list[Layer]]
@@ -226,7 +249,8 @@ class Quant(Pass):
                 percentile=self.percentile,
                 progress=context.progress,
             )
-        write(integers, placement, able, ranges, self.per_channel)
+        form = Activations(self.signed, self.symmetric)
+        write(integers, placement, able, ranges, self.per_channel, form, self._levels)
         for layer, reason, size in done:
             result.changed(layer, f"stored as int8, {reason}" if reason else "computes with int8", size=size)
         for node in gaps:
@@ -244,7 +268,7 @@ class Quant(Pass):
             return
         reasons = {layer: self._refusal(layer, main, static) for layer in readers}
         able = [layer for layer in readers if dynamic and reasons[layer] is None]
-        products = integers.store(readers, able, self.per_channel)
+        products = integers.store(readers, able, self.per_channel, self._levels)
         for layer in readers:
             reason = f", {reasons[layer]}" if reasons[layer] else ""
             what = "multiplied as int8" if layer in products else f"stored as int8{reason}"

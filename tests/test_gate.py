@@ -109,7 +109,8 @@ def samples(dims: tuple[int, ...] = (2, 8, 8, 8)) -> list[dict[str, np.ndarray]]
 
 def gated(made: ir.Model, runtime: Engine, static: bool = True, **options: object) -> Result:
     data = load_data(samples(), made) if static else None
-    return Quant(**options).call(made, Context(calibration=data, runtime=runtime))  # type: ignore[arg-type]
+    chosen = Quant(**{"reduce_range": "off", **options})  # type: ignore[arg-type]
+    return chosen.call(made, Context(calibration=data, runtime=runtime))
 
 
 def said(result: Result) -> dict[str, str]:
@@ -139,9 +140,9 @@ def test_the_choice_is_a_recipe_that_makes_the_same_model_without_timing() -> No
     made = models.model(NETWORK)
     first, second = clone(made), clone(made)
     result = gated(first, engine(grouped_is_slow), min_size=0)
-    assert str(result.replay) == "quant(min_size=0, gate=off, weights_only=grouped)"
+    assert str(result.replay) == "quant(min_size=0, gate=off, weights_only=grouped, reduce_range=off)"
     other = engine(lambda node: 0.1)
-    again = Quant(min_size=0, gate="off", weights_only="grouped")
+    again = Quant(min_size=0, gate="off", weights_only="grouped", reduce_range="off")
     assert result.replay == again
     again.call(second, Context(calibration=load_data(samples(), made), runtime=other))
     assert to_proto(second).SerializeToString() == to_proto(first).SerializeToString()
@@ -160,7 +161,7 @@ def test_layers_without_a_name_are_told_by_the_name_they_had_before_folding() ->
     first, second = clone(made), clone(made)
     result = gated(first, engine(grouped_is_slow), min_size=0)
     assert result.replay is not None
-    assert str(result.replay) == "quant(min_size=0, gate=off, weights_only=a)"
+    assert str(result.replay) == "quant(min_size=0, gate=off, weights_only=a, reduce_range=off)"
     result.replay.call(second, Context(calibration=load_data(samples(), made), runtime=OnnxRuntime()))
     assert to_proto(second).SerializeToString() == to_proto(first).SerializeToString()
 
@@ -226,7 +227,7 @@ def test_dynamic_products_that_are_not_faster_keep_floats_and_int8_storage() -> 
     first = clone(made)
     result = gated(first, engine(lambda node: 1.5 if node.inputs[1].shape[0] == 32 else 0.5), static=False)  # type: ignore[union-attr,index]
     assert said(result) == {"wide": "stored as int8, int8 not faster here", "slim": "multiplied as int8"}
-    assert str(result.replay) == "quant(gate=off, weights_only=wide)"
+    assert str(result.replay) == "quant(gate=off, weights_only=wide, reduce_range=off)"
     assert result.replay is not None
     result.replay.call(made, Context())
     assert to_proto(made).SerializeToString() == to_proto(first).SerializeToString()
@@ -236,7 +237,7 @@ def test_nothing_is_timed_without_an_engine_or_with_the_gate_off_or_for_weights_
     runtime = engine(lambda node: 2.0)
     for options in ({"gate": "off"}, {"activations": "none"}, {"exclude": ".*"}):
         result = gated(models.model(PRODUCTS), runtime, static=False, **options)
-        assert result.replay is None
+        assert result.replay == Quant(reduce_range="off", **options)  # type: ignore[arg-type]
     assert not type(runtime).prepared
     result = Quant().call(models.model(PRODUCTS), Context())
     assert set(said(result).values()) == {"multiplied as int8"}

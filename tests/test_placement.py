@@ -66,7 +66,7 @@ def feeds(count: int = 4) -> list[dict[str, np.ndarray]]:
 def quantized(made: ir.Model, **options: object) -> ir.Model:
     made = clone(made)
     context = Context(calibration=load_data(feeds(), made), runtime=OnnxRuntime())
-    Quant(gate="off", **options).call(made, context)  # type: ignore[arg-type]
+    Quant(gate="off", reduce_range="off", **options).call(made, context)  # type: ignore[arg-type]
     return made
 
 
@@ -186,7 +186,9 @@ def test_matrix_products_run_on_integers(body: str, kernel: str, tmp_path: Path)
     draw = np.random.default_rng(6)
     samples = [{"x": draw.normal(0, 1, (3, 16)).astype(np.float32)} for _ in range(4)]
     after = clone(made)
-    Quant(gate="off").call(after, Context(calibration=load_data(samples, made), runtime=OnnxRuntime()))
+    Quant(gate="off", reduce_range="off").call(
+        after, Context(calibration=load_data(samples, made), runtime=OnnxRuntime())
+    )
     ran = models.operators(after, tmp_path)
     assert ran[kernel] == 2
     assert ran["Gemm"] + ran["FusedGemm"] + ran["MatMul"] == 0
@@ -203,7 +205,9 @@ def test_stacks_of_products_run_on_integers_and_an_addition_behind_them_does_not
     )
     samples = [{"x": np.random.default_rng(7).normal(0, 1, (2, 3, 16)).astype(np.float32)}]
     after = clone(made)
-    Quant(gate="off").call(after, Context(calibration=load_data(samples, made), runtime=OnnxRuntime()))
+    Quant(gate="off", reduce_range="off").call(
+        after, Context(calibration=load_data(samples, made), runtime=OnnxRuntime())
+    )
     ran = models.operators(after, tmp_path)
     assert ran["QLinearMatMul"] + ran["MatMulIntegerToFloat"] == 1
     assert ran["Gemm"] + ran["MatMul"] == 0

@@ -39,7 +39,7 @@ def calibrated(made: ir.Model, feeds: list[dict[str, np.ndarray]] | None = None)
 
 
 def run(made: ir.Model, context: Context | None = None, **options: object) -> dict[str, Record]:
-    result = Quant(**{"gate": "off", **options}).call(made, context or Context())  # type: ignore[arg-type]
+    result = Quant(**{"gate": "off", "reduce_range": "off", **options}).call(made, context or Context())  # type: ignore[arg-type]
     return {record.layer: record for record in result.records}
 
 
@@ -405,6 +405,57 @@ def test_static_needs_data_and_a_runtime_and_says_so() -> None:
     with pytest.raises(UsageError, match="quant: activations=static needs a runtime, none was given"):
         run(made, Context(calibration=data))
     assert nodes(made) == nodes(models.model(NETWORK))
+
+
+def test_signed_activations_compute_with_integers_too(tmp_path: Path) -> None:
+    made = models.model(NETWORK)
+    unsigned, signed = clone(made), clone(made)
+    run(unsigned, calibrated(made))
+    run(signed, calibrated(made), signed=True)
+    assert "UINT8" not in dtypes(signed).values()
+    ran = models.operators(signed, tmp_path)
+    assert (ran["QLinearConv"], ran["QGemm"], ran["Relu"]) == (2, 1, 0)
+    for one, other in zip(models.run(unsigned, samples()[0]), models.run(signed, samples()[0]), strict=True):
+        assert models.snr(one, other) > 60  # but for ties, the same numbers
+
+
+@pytest.mark.parametrize(("signed", "middle"), [(False, 128), (True, 0)])
+def test_symmetric_activations_have_their_zero_in_the_middle_and_keep_relus(
+    signed: bool, middle: int
+) -> None:
+    made = models.model(NETWORK)
+    after = clone(made)
+    run(after, calibrated(made), symmetric=True, signed=signed)
+    zeros = [
+        node.inputs[2].const_value.numpy()  # type: ignore[union-attr]
+        for node in after.graph
+        if node.op_type == "QuantizeLinear"
+    ]
+    assert {int(each) for each in zeros} == {middle}
+    assert nodes(after).count("Relu") == 2
+    agree(made, after, samples()[0], 30)
+
+
+def test_weights_of_seven_bits_are_for_products_and_for_processors_that_saturate() -> None:
+    made = models.model(NETWORK)
+
+    def largest(context: Context, **options: object) -> dict[str, int]:
+        after = clone(made)
+        run(after, context, **options)
+        found = {name: after.graph.initializers[f"{name}_int8"].const_value for name in ("w1", "w2", "w3")}
+        return {name: int(np.abs(each.numpy()).max()) for name, each in found.items() if each is not None}
+
+    data = load_data(samples(), made)
+    old = Context(calibration=data, runtime=OnnxRuntime(), target="avx2")
+    new = Context(calibration=data, runtime=OnnxRuntime(), target="avx512-vnni")
+    assert largest(old, reduce_range="auto", weights_only="sec.*") == {"w1": 63, "w2": 127, "w3": 63}
+    assert largest(new, reduce_range="auto") == {"w1": 127, "w2": 127, "w3": 127}
+    assert largest(old, reduce_range="off") == largest(new)
+    assert largest(Context(target="avx2"), reduce_range="auto") == {"w1": 127, "w2": 127, "w3": 63}
+    after = clone(made)
+    result = Quant(gate="off").call(after, old)
+    assert result.replay == Quant(gate="off", reduce_range="on")
+    agree(made, after, samples()[0], 25)
 
 
 # What stays

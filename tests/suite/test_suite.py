@@ -23,7 +23,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "prune-channels": {"ratio": 0.05, "multiple_of": 1, "score": "energy", "repair": "least-squares"},
     "factorise": {"energy": 0.99},
     "shuffle": {"groups": 2, "repair": "least-squares"},
-    "quant": {"gate": "off"},
+    "quant": {"gate": "off", "reduce_range": "off"},
 }
 # What a lossy pass may do: signal-to-noise ratio of the logits in dB, at least, and how much of
 # the accuracy on the held-out digits, in points, may go.
