@@ -8,7 +8,6 @@ one isn't surely as fast as floats. Only latencies matter here; the ranges of a 
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -49,7 +48,8 @@ class Gate:
 
     `classes` are the layers that can compute with integers, by name, and what class each is of. The whole is
     timed on `feeds`, which also give the sizes that the model leaves open. Parts are timed for about
-    `seconds` in all, the whole after that. What was found is in `latencies`, by layer, and in `numbers`.
+    `seconds` in all, the whole after that for as long at most. What was found is in `latencies`, by layer,
+    and in `numbers`.
     """
 
     model: ir.Model
@@ -66,7 +66,7 @@ class Gate:
     def __post_init__(self) -> None:
         self.model = sized(self.model, self.feeds)
         self._parts = Stopwatch(self.context, self.seconds)
-        self._whole = Stopwatch(self.context, math.inf)
+        self._whole = Stopwatch(self.context, self.seconds)
 
     def floats(self) -> Floats:
         """Return the layers for which integers don't pay."""
@@ -108,6 +108,7 @@ class Gate:
     def _decide(self, choices: Sequence[Floats]) -> Floats:
         """Return the fastest of `choices`, or of what their blocks leave; all layers where none is fast."""
         if weight_bytes(self.model) > LARGE:
+            self.numbers["the whole is not timed"] = f"weights of more than {LARGE // 10**6} MB"
             return choices[-1]
         try:
             chosen, latency = self._fastest(choices)
@@ -122,7 +123,7 @@ class Gate:
             self.numbers["upper end of its interval"] = latency.high
         if latency is None or latency.high > 1:
             rest = dict.fromkeys(self.classes, "the model is not faster with int8 here")
-            return {**rest, **chosen}
+            return {**rest, **choices[-1]}
         return chosen
 
     def _fastest(self, choices: Sequence[Floats]) -> tuple[Floats, Latency | None]:

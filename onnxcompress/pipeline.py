@@ -183,7 +183,7 @@ def compress(
             if verify == "end" and not large:  # find the pass and the node
                 compress(
                     model,
-                    recipe,
+                    Recipe(tuple(done)),
                     data=data,
                     shapes=shapes,
                     target=machine.name,

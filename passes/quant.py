@@ -43,12 +43,13 @@ class Quant(Pass):
     and computed with as floats.
     Weights are read twice: for their scale, and when they are written.
 
-    With ``gate=on``, where there is an engine to time with, layers compute with integers where that is faster
-    on this machine with the threads and the batch in use: layers are timed one by one, then the blocks they
-    form, then the whole model, float and int8 in turns. Where the upper end of the 95 % interval of the whole
-    is above 1.0, all of them compute with floats. Their weights are stored as int8 all the same. Parts that
-    are alike are timed once; it takes ``seconds`` at most, and some thirty runs of the whole model. Times
-    vary: the file's metadata hold the recipe with the choice spelt out, which repeats it anywhere.
+    With ``gate=on``, where there is an engine to time with and the target is this machine, layers compute
+    with integers where that is faster here, with the threads and the batch in use: layers are timed one by
+    one, then the blocks they form, then the whole model, float and int8 in turns. Where the upper end of the
+    95 % interval of the whole is above 1.0, all of them compute with floats. Their weights are stored as int8
+    all the same. Parts that are alike are timed once. Timing parts ends after ``seconds``, timing the whole
+    after as many (of a slow model, after six runs of each choice). Times vary: the file's metadata hold the
+    recipe with the choice spelt out, which repeats it anywhere.
     Source: Jacob et al., Quantization and Training of Neural Networks, CVPR 2018.
     """
 
@@ -75,7 +76,9 @@ class Quant(Pass):
         "compute with integers only where that is measured to be faster here, or wherever it is possible",
         choices=("on", "off"),
     )
-    seconds: float = option(60.0, "time to measure parts of the model, in all", within=(0.0, 1e9))
+    seconds: float = option(
+        60.0, "time to measure parts of the model in all, and the whole", within=(0.0, 1e9)
+    )
     weights_only: str = option(
         "",
         "compute with floats in the layers whose whole name matches this regular expression",
@@ -111,16 +114,21 @@ class Quant(Pass):
         if static:
             self._check(context)
         self._prepare(model, context, result, static, dynamic)
-        chosen = self
-        if (static or dynamic) and self.reduce_range == "auto":
-            chosen = replace(self, reduce_range="off" if find_target(context.target).vnni else "on")
-        gate = chosen._gate(model, context, static) if static or dynamic else None
+        if not static and not dynamic:
+            self._quantize(model, context, result, static, dynamic)
+            return result
+        chosen = replace(self, gate="off")
+        if self.reduce_range == "auto":
+            chosen = replace(chosen, reduce_range="off" if find_target(context.target).vnni else "on")
+        gate = chosen._gate(model, context, result, static) if self.gate == "on" else None
         slow = gate.floats() if gate else {}
         if gate:
-            chosen = replace(chosen, gate="off", weights_only=either(self.weights_only, slow))
+            every = len(slow) == len(gate.classes)
+            chosen = replace(chosen, weights_only=".*" if every else either(self.weights_only, slow))
         chosen._quantize(model, context, result, static, dynamic)
         if gate:
             gate.tell(result, slow)
+            result.numbers["repeat"] = str(chosen)
         result.replay = chosen
         return result
 
@@ -166,7 +174,7 @@ class Quant(Pass):
             for name in fold_batch_norms(model, context, self.exclude):
                 result.changed(name, "what follows folded in")
 
-    def _gate(self, model: ir.Model, context: Context, static: bool) -> Gate | None:
+    def _gate(self, model: ir.Model, context: Context, result: Result, static: bool) -> Gate | None:
         """Return what finds out for which layers of `model` integers pay here; None where nothing can."""
         able = {
             layer.name: kind_of(layer)
@@ -174,9 +182,12 @@ class Quant(Pass):
             for layer in readers
             if not reason and self._refusal(layer, model.graph, static) is None
         }
-        if self.gate == "off" or context.runtime is None or not able:
+        if context.runtime is None or not able:
             return None
-        fixed = replace(self, activations="static" if static else "dynamic", gate="off")
+        if (target := find_target(context.target)) != find_target("host"):
+            result.numbers["gate"] = f"nothing timed, the target {target.name} isn't this machine"
+            return None
+        fixed = replace(self, activations="static" if static else "dynamic")
 
         def trial(floats: Collection[str]) -> Quant:
             return replace(fixed, weights_only=either(self.weights_only, floats))
@@ -197,11 +208,13 @@ class Quant(Pass):
 
     def _refusal(self, layer: Layer, main: ir.Graph, static: bool) -> str | None:
         """Return why `layer` can't or mustn't compute with integers, or None."""
-        if self.weights_only and re.fullmatch(self.weights_only, layer.name):
-            return "its weight only"
         if static:
-            return refusal(layer, main)
-        return None if layer.size >= self.min_size and multiplies_integers(layer) else ""
+            reason = refusal(layer, main)
+        else:
+            reason = None if layer.size >= self.min_size and multiplies_integers(layer) else ""
+        if reason is None and self.weights_only and re.fullmatch(self.weights_only, layer.name):
+            return "its weight only"
+        return reason
 
     def _place(
         self, model: ir.Model, groups: list[list[Layer]]

@@ -235,12 +235,31 @@ def test_dynamic_products_that_are_not_faster_keep_floats_and_int8_storage() -> 
 
 def test_nothing_is_timed_without_an_engine_or_with_the_gate_off_or_for_weights_alone() -> None:
     runtime = engine(lambda node: 2.0)
-    for options in ({"gate": "off"}, {"activations": "none"}, {"exclude": ".*"}):
+    gated(models.model(PRODUCTS), runtime, static=False, activations="none")
+    for options in ({"gate": "off"}, {"exclude": ".*"}):
         result = gated(models.model(PRODUCTS), runtime, static=False, **options)
-        assert result.replay == Quant(reduce_range="off", **options)  # type: ignore[arg-type]
+        assert result.replay == Quant(**{"reduce_range": "off", "gate": "off", **options})  # type: ignore[arg-type]
+        assert not result.numbers
     assert not type(runtime).prepared
     result = Quant().call(models.model(PRODUCTS), Context())
     assert set(said(result).values()) == {"multiplied as int8"}
+
+
+def test_another_target_than_this_machine_is_not_timed_and_that_is_said() -> None:
+    runtime, made = engine(lambda node: 2.0), models.model(PRODUCTS)
+    result = Quant().call(made, Context(runtime=runtime, target="mcu"))
+    assert not type(runtime).prepared
+    assert result.numbers == {"gate": "nothing timed, the target mcu isn't this machine"}
+    assert set(said(result).values()) == {"multiplied as int8"}
+    assert str(result.replay) == "quant(gate=off, reduce_range=off)"
+
+
+def test_a_slow_model_is_run_six_times_once_the_time_is_over() -> None:
+    began, made = CLOCK.now, models.model(NETWORK)
+    result = gated(made, engine(lambda node: 20_000.0), min_size=0, seconds=1.0)
+    assert result.numbers["layers not timed"] == 3
+    slow = 1 + 4 + 3  # layers: the first, the whole, the whole without the first
+    assert CLOCK.now - began == pytest.approx((2 + 6) * slow * 20, rel=0.01)
 
 
 def test_layers_that_are_alike_are_timed_once() -> None:
@@ -260,6 +279,11 @@ def test_when_the_time_for_parts_is_over_the_whole_decides() -> None:
         result = gated(made, engine(lambda node, cost=cost: cost), min_size=0, seconds=0.0)  # type: ignore[misc]
         assert result.numbers["layers not timed"] == 3
         assert all(expected in what for layer, what in said(result).items() if layer != "first")
+        repeated = "" if cost < 1 else ", weights_only='.*'"
+        assert (
+            result.numbers["repeat"]
+            == f"quant(min_size=0, gate=off, seconds=0.0{repeated}, reduce_range=off)"
+        )
 
 
 def test_a_model_of_open_sizes_is_timed_at_those_of_the_data() -> None:
