@@ -17,7 +17,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from onnxcompress.base import Context, Number, Result
-from onnxcompress.errors import CompressError
+from onnxcompress.errors import CompressError, UsageError
 from onnxcompress.layers import Layer, constant
 from onnxcompress.measure import Latency
 from onnxcompress.model import clone, graphs, weight_bytes
@@ -205,6 +205,18 @@ def sized(model: ir.Model, feeds: Feeds) -> ir.Model:
                 value.shape = None
     ShapeInferencePass()(copy)
     return copy
+
+
+def batched(model: ir.Model, feeds: Feeds, batch: int) -> Feeds:
+    """Return `feeds` with `batch` samples, repeated as needed; UsageError where `model` takes another number."""
+    found = dict(feeds)
+    for value in model.graph.inputs:
+        name, shape = value.name or "", value.shape
+        if name in feeds and shape and not isinstance(shape[0], int):
+            found[name] = np.resize(feeds[name], (batch, *feeds[name].shape[1:]))
+        elif name in feeds and feeds[name].ndim and len(feeds[name]) != batch:
+            raise UsageError(f"quant: batch is {batch}, but {name} takes {len(feeds[name])} samples")
+    return found
 
 
 def bounded(node: ir.Node) -> list[ir.Node]:

@@ -16,7 +16,7 @@ from onnxcompress.data import load_data, random_data
 from onnxcompress.edit import Edit, same_ports
 from onnxcompress.errors import UsageError
 from onnxcompress.folding import fold_batch_norms
-from onnxcompress.gate import Feeds, Gate, Trial, either, kind_of
+from onnxcompress.gate import Feeds, Gate, Trial, batched, either, kind_of
 from onnxcompress.integer import DYNAMIC_OPSET, Integers, multiplies_integers
 from onnxcompress.layers import Layer, by_weight, constant
 from onnxcompress.model import clone, convert_up
@@ -78,6 +78,9 @@ class Quant(Pass):
     )
     seconds: float = option(
         60.0, "time to measure parts of the model in all, and the whole", within=(0.0, 1e9)
+    )
+    batch: int = option(
+        0, "samples of a run of the whole that is timed; 0: as in the calibration data", within=(0, 2**20)
     )
     weights_only: str = option(
         "",
@@ -204,7 +207,10 @@ class Quant(Pass):
 
         data = random_data(model, count=1) if context.calibration is None else context.calibration
         way = Trial(quantize, blocks if static else None)
-        return Gate(model, next(iter(data)), able, way, context, self.seconds)
+        feeds = next(iter(data))
+        if self.batch:
+            feeds = batched(model, feeds, self.batch)
+        return Gate(model, feeds, able, way, context, self.seconds)
 
     def _refusal(self, layer: Layer, main: ir.Graph, static: bool) -> str | None:
         """Return why `layer` can't or mustn't compute with integers, or None."""

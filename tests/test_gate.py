@@ -14,7 +14,8 @@ import pytest
 from onnxcompress import compress
 from onnxcompress.base import Context, Result
 from onnxcompress.data import load_data
-from onnxcompress.gate import between, bounded, either, sized
+from onnxcompress.errors import UsageError
+from onnxcompress.gate import batched, between, bounded, either, sized
 from onnxcompress.model import clone, to_proto
 from onnxcompress.passes import Quant
 from onnxcompress.runtimes.onnxruntime import OnnxRuntime
@@ -294,6 +295,26 @@ def test_a_model_of_open_sizes_is_timed_at_those_of_the_data() -> None:
     assert (shapes["c2"], shapes["p"]) == ((3, 8, 6, 5), (3, 8, 1, 1))
     result = gated(made, engine(grouped_is_slow), min_size=0)
     assert "layers not timed" not in result.numbers
+
+
+def test_the_whole_is_timed_with_the_batch_that_is_asked_for() -> None:
+    made = models.model(NETWORK)
+    given = samples()[0]
+    found = batched(made, given, 5)["x"]
+    assert found.shape == (5, 8, 8, 8)
+    np.testing.assert_array_equal(found[2:4], given["x"])
+    sizes: set[int] = set()
+
+    def cost(node: ir.Node) -> float:
+        shape = node.outputs[0].shape
+        sizes.add(shape[0] if shape is not None else 0)  # type: ignore[arg-type]
+        return 0.3
+
+    gated(made, engine(cost), min_size=0, batch=5)
+    assert sizes == {5}
+    fixed = models.model(NETWORK.replace("[N, 8", "[2, 8").replace("[N, 10]", "[2, 10]"))
+    with pytest.raises(UsageError, match=r"^quant: batch is 5, but x takes 2 samples$"):
+        gated(fixed, engine(cost), min_size=0, batch=5)
 
 
 def test_a_layer_is_timed_with_what_its_integer_form_does() -> None:
