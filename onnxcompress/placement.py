@@ -161,10 +161,12 @@ def place(graph: ir.Graph, weighted: dict[ir.Node, Layer], absorb: bool = True) 
             absorb
             and activations(node)[0] is How.BOUND
             and node.outputs[0] in found.values
-            and _only_bounds(node, found)
+            and (value := node.inputs[0]) is not None
+            and _serves_one(value, found)
         ):
             found.bounded.append(node)
-            found.values.pop(node.inputs[0], None)  # type: ignore[arg-type]
+            found.values.pop(value, None)
+            found.tie([node.outputs[0], value])
     return found
 
 
@@ -227,14 +229,14 @@ def _leaves_integers(node: ir.Node) -> bool:
     return node.op_type != "MatMul"
 
 
-def _only_bounds(node: ir.Node, found: Placement) -> bool:
-    """Return whether an integer operator makes the input of `node` for it alone, with a scale of its own."""
-    value = node.inputs[0]
-    assert value is not None
+def _serves_one(value: ir.Value, found: Placement) -> bool:
+    """Return whether integer operators make `value`, and all it is moved from, for one reader alone.
+
+    Then the range of what that reader makes can be theirs: nobody else misses what it cuts off.
+    """
     maker = value.producer()
-    alone = len(value.uses()) == 1 and not value.is_graph_output()
-    return (
-        alone
-        and maker is not None
-        and (found.nodes.get(maker) in (How.WEIGHTED, How.OWN) or maker in found.bounded)
-    )
+    if maker is None or len(value.uses()) != 1 or value.is_graph_output():
+        return False
+    if found.nodes.get(maker) is How.TIED:
+        return len(maker.outputs) == 1 and all(_serves_one(each, found) for each in found.read(maker))
+    return found.nodes.get(maker) in (How.WEIGHTED, How.OWN) or maker in found.bounded

@@ -122,7 +122,30 @@ def test_the_range_of_its_output_does_the_work_of_a_relu_and_of_a_clip() -> None
 @pytest.mark.parametrize(
     "between",
     [
+        "p = MaxPool<kernel_shape=[2, 2]>(c) m = Relu(p)",
+        "p = Pad(c, pads) t = Transpose<perm=[0, 1, 3, 2]>(p) m = Clip(t, low, high)",
+        "a = AveragePool<kernel_shape=[1, 1]>(c) e = Conv<pads=[1,1,1,1]>(x, w, b) "
+        "f = Concat<axis=2>(a, e) r = Relu(f) m = Clip(r, low, high)",
+    ],
+)
+def test_it_does_so_where_numbers_are_moved_before(between: str, tmp_path: Path) -> None:
+    made = network(between)
+    found = placement(made)
+    assert {value.name for value in found.observed()} - {"c"} == {"x", "m", "y"}
+    after = quantized(made)
+    ran = models.operators(after, tmp_path)
+    assert ran["Relu"] + ran["Clip"] + ran["Conv"] + ran["FusedConv"] == 0
+    assert (ran["QuantizeLinear"], ran["DequantizeLinear"]) == (1, 1)
+    expected = models.run(made, feeds()[0])[0]
+    assert models.snr(expected, models.run(after, feeds()[0])[0]) > 25
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
         "r = Relu(c) m = Add(r, c)",  # its input is read elsewhere
+        "p = MaxPool<kernel_shape=[1, 1]>(c) r = Relu(p) m = Add(r, c)",  # what it is moved from is
+        "f, g = Split<axis=1>(c) r = Relu(f) m = Concat<axis=1>(r, g)",
         "m = Clip(c, high, high)",  # does not hold zero
         "k = ReduceMax<keepdims=0>(c) m = Clip(c, low, k)",  # bounds that are computed
     ],
