@@ -208,7 +208,7 @@ def sized(model: ir.Model, feeds: Feeds) -> ir.Model:
 
 
 def batched(model: ir.Model, feeds: Feeds, batch: int) -> Feeds:
-    """Return `feeds` with `batch` samples, repeated as needed; UsageError where `model` takes another number."""
+    """Return `feeds` with `batch` samples, repeated as needed; UsageError where `model` takes others."""
     found = dict(feeds)
     for value in model.graph.inputs:
         name, shape = value.name or "", value.shape

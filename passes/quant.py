@@ -207,7 +207,7 @@ class Quant(Pass):
 
         data = random_data(model, count=1) if context.calibration is None else context.calibration
         way = Trial(quantize, blocks if static else None)
-        feeds = next(iter(data))
+        feeds: Feeds = next(iter(data))
         if self.batch:
             feeds = batched(model, feeds, self.batch)
         return Gate(model, feeds, able, way, context, self.seconds)
