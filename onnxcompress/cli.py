@@ -92,6 +92,12 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Threads of the engine; 0: the physical cores.",
         ),
         click.option(
+            "--runtime",
+            default="onnxruntime",
+            show_default=True,
+            help="Engine that runs and times models: onnxruntime, openvino (an extra) or interpreter.",
+        ),
+        click.option(
             "--seed", type=click.IntRange(0), default=0, show_default=True, help="Source of all randomness."
         ),
         click.option(
@@ -383,7 +389,7 @@ def opened(models: Sequence[str], options: dict[str, Any]) -> Iterator[tuple[lis
     loaded = [load(each) for each in models]
     shapes = dict(options["shapes"])
     given = options["evaluation"] or options["data"]
-    engine = find_runtime("onnxruntime").make(threads=options["threads"])
+    engine = find_runtime(options["runtime"]).make(threads=options["threads"])
     if given is None:
         samples = random_data(loaded[0], shapes=shapes, seed=options["seed"])
         say_notes(["random inputs: they tell nothing about accuracy"])

@@ -182,15 +182,16 @@ def compress(
     compared = judged is not None or limit is not None or max_latency is not None or verify != "off"
     check = Check(engine, samples, tolerance, report, judged, compared, limit)
     check.start(source if large and source else clone(current))
-    lossy = [each for each in recipe.passes if each.effect is Effect.LOSSY]
-    untouched: ir.Model | None = None
+    untouched: ir.Model | None = None  # what the first lossy pass was given
+    done: list[Pass] = []  # what does the same again, wherever it runs
     for number, each in enumerate(recipe.passes):
         progress(number, len(recipe.passes), each.name)
         unchanged = clone(current) if verify == "each" else None
-        if untouched is None and each in lossy and not large:
+        if untouched is None and each.effect is Effect.LOSSY and not large:
             untouched = clone(current)
         with _naming(each):
-            current = _run(each, current, context, report)
+            current, replay = _run(each, current, context, report)
+            done.append(replay)
             tidy(current)
             if not large:
                 materialise(current)
@@ -201,7 +202,7 @@ def compress(
         write_in_line(current)
         check_valid(current, expected)
     progress(len(recipe.passes), len(recipe.passes), "checking the whole")
-    _stamp(current, recipe, verify, machine)
+    _stamp(current, Recipe(tuple(done)), verify, machine)
     report.notes += [note for note in notes(current) if note not in report.notes]
     if most and (taken := to_proto(current).ByteSize()) > most:
         raise BoundError(f"max-size: {taken:,} bytes, expected {most:,.0f} at most")
@@ -213,7 +214,7 @@ def compress(
             if verify == "end" and not large:  # find the pass and the node
                 compress(
                     model,
-                    recipe,
+                    Recipe(tuple(done)),
                     data=data,
                     shapes=shapes,
                     target=machine.name,
@@ -223,6 +224,7 @@ def compress(
                 )
             raise
         if untouched is not None:
+            lossy = [each for each in done if each.effect is Effect.LOSSY]
             check.blame(lossy, untouched, current, context)
         check.bound()
         if ((measure_latency and not large) or max_latency is not None) and check.first and check.last:
@@ -368,7 +370,8 @@ def _unmatched(model: ir.Model, context: Context) -> Iterator[str]:
             yield f"exclude: {pattern!r} matches no layer"
 
 
-def _run(each: Pass, model: ir.Model, context: Context, report: Report) -> ir.Model:
+def _run(each: Pass, model: ir.Model, context: Context, report: Report) -> tuple[ir.Model, Pass]:
+    """Return what `each` makes of `model`, and the pass that makes the same of it again on any machine."""
     began, earlier = time.perf_counter(), opset(model)
     log.info("%s: starts", each)
     result = each.call(model, context)
@@ -377,7 +380,7 @@ def _run(each: Pass, model: ir.Model, context: Context, report: Report) -> ir.Mo
     seconds = time.perf_counter() - began
     log.info("%s: done in %.2f s, %s", each, seconds, result.counts(True) or "nothing changed")
     report.steps.append(Step(str(each), each.effect.value, seconds, result.records, numbers=result.numbers))
-    return result.model
+    return result.model, result.replay or each
 
 
 @contextmanager

@@ -14,9 +14,17 @@ from onnxcompress.integer import Integers
 from onnxcompress.layers import Layer, constant
 from onnxcompress.model import lazy
 from onnxcompress.placement import Placement
-from onnxcompress.quantize import activation_scale, roomy, to_int32, to_uint8, weight_scale
+from onnxcompress.quantize import (
+    FULL,
+    Activations,
+    activation_scale,
+    roomy,
+    to_int32,
+    to_integers,
+    weight_scale,
+)
 
-_FLOAT, _UINT8 = ir.DataType.FLOAT, ir.DataType.UINT8
+_FLOAT = ir.DataType.FLOAT
 
 
 class _Scale(NamedTuple):
@@ -25,6 +33,11 @@ class _Scale(NamedTuple):
     scale: np.ndarray
     zero_point: np.ndarray
     constants: tuple[ir.Value, ir.Value]
+
+    @property
+    def dtype(self) -> ir.DataType:
+        """The type of the integers."""
+        return ir.DataType.from_numpy(self.zero_point.dtype)
 
 
 def refusal(layer: Layer, main: ir.Graph) -> str | None:
@@ -48,17 +61,19 @@ def write(
     weights: Sequence[list[Layer]],
     ranges: Mapping[str, Range],
     per_channel: bool,
+    form: Activations = Activations(),  # noqa: B008  frozen
+    levels: int = FULL,
 ) -> None:
-    """Make the operators of `placement` compute with integers.
+    """Make the operators of `placement` compute with integers, `levels` of them on each side of a weight.
 
     `weights` are the layers of the placement, those that share a weight together; `ranges` those of the
     values that the placement observes, by name. Constants among these are looked at here.
     """
-    scales = _scales(integers, placement, ranges)
+    scales = _scales(integers, placement, ranges, form)
     stands = dict(_remove(node) for node in placement.bounded)
     scales = {stands.get(value, value): scale for value, scale in scales.items()}  # in the order of the graph
     for readers in weights:
-        _weigh(integers, readers, scales, per_channel)
+        _weigh(integers, readers, scales, per_channel, levels)
     for value, scale in scales.items():
         maker = value.producer()
         if constant(value) is not None:
@@ -69,7 +84,9 @@ def write(
             _pair(integers, placement, value, scale)
 
 
-def _scales(integers: Integers, placement: Placement, ranges: Mapping[str, Range]) -> dict[ir.Value, _Scale]:
+def _scales(
+    integers: Integers, placement: Placement, ranges: Mapping[str, Range], form: Activations
+) -> dict[ir.Value, _Scale]:
     """Return the scale of every value to quantize; values of one group have the same."""
     ends: dict[ir.Value, Range] = {}
     for value in placement.observed():
@@ -79,7 +96,7 @@ def _scales(integers: Integers, placement: Placement, ranges: Mapping[str, Range
         ends[group] = min(low, before[0]), max(high, before[1])
     made = {}
     for group, (low, high) in ends.items():
-        scale, zero_point = activation_scale(low, high)
+        scale, zero_point = activation_scale(low, high, form)
         graph = integers.edit.model.graph
         held = tuple(
             integers.constant(graph, f"{group.name}_{kind}", content)
@@ -110,13 +127,17 @@ def _remove(node: ir.Node) -> tuple[ir.Value, ir.Value]:
 
 
 def _weigh(
-    integers: Integers, readers: list[Layer], scales: Mapping[ir.Value, _Scale], per_channel: bool
+    integers: Integers,
+    readers: list[Layer],
+    scales: Mapping[ir.Value, _Scale],
+    per_channel: bool,
+    levels: int,
 ) -> None:
     """Give `readers`, which share a weight, its int8 form, and each its int32 bias."""
     first, edit = readers[0], integers.edit
     value, tensor, weight = first.weight, first.tensor, first.value()
     axis = first.channel_axes[-1]
-    scale = weight_scale(weight, (axis,) if per_channel else ())
+    scale = weight_scale(weight, (axis,) if per_channel else (), levels)
     biases = {layer: layer.bias() for layer in readers}
     inputs = {layer: scales[layer.node.inputs[0]].scale for layer in readers}  # type: ignore[index]
     for layer, bias in biases.items():
@@ -184,7 +205,7 @@ def _pair(integers: Integers, placement: Placement, value: ir.Value, scale: _Sca
         "QuantizeLinear",
         [value, *scale.constants],
         f"{value.name}_quantized",
-        dtype=_UINT8,
+        dtype=scale.dtype,
         shape=value.shape,
     )
     dequantize = edit.node(
@@ -214,7 +235,7 @@ def _pad(integers: Integers, node: ir.Node, scale: _Scale) -> None:
     assert dequantized is not None
     assert node.inputs[1] is not None
     inputs = [dequantized.inputs[0], node.inputs[1], scale.constants[1], *node.inputs[3:]]
-    padded = edit.node("Pad", inputs, f"{value.name}_quantized", dtype=_UINT8, shape=value.shape)
+    padded = edit.node("Pad", inputs, f"{value.name}_quantized", dtype=scale.dtype, shape=value.shape)
     padded.attributes.update(node.attributes)
     last = edit.node(
         "DequantizeLinear", [padded.outputs[0], *scale.constants], f"{value.name}_dequantized", dtype=_FLOAT
@@ -229,9 +250,11 @@ def _constant(integers: Integers, placement: Placement, value: ir.Value, scale: 
     """Let integer operators read the constant `value` as integers."""
     edit, tensor = integers.edit, constant(value)
     assert tensor is not None
-    content = lazy(tensor, lambda values: to_uint8(values, scale.scale, scale.zero_point), dtype=_UINT8)
+    content = lazy(
+        tensor, lambda values: to_integers(values, scale.scale, scale.zero_point), dtype=scale.dtype
+    )
     graph = edit.model.graph
-    stored = edit.constant(graph, f"{value.name}_uint8", content)
+    stored = edit.constant(graph, f"{value.name}_{scale.zero_point.dtype}", content)
     node = edit.node(
         "DequantizeLinear",
         [stored, *scale.constants],

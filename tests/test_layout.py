@@ -35,7 +35,7 @@ RANKS = [
         "layerwise",
         "budget",
     ],
-    ["qdq", "rounding", "fixedpoint"],
+    ["qdq", "rounding", "fixedpoint", "gate"],
     ["passes"],
     ["recipe", "registry", "report", "trials", "cure", "check", "mixing", "pipeline"],
     ["cli"],

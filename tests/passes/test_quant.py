@@ -39,7 +39,7 @@ def calibrated(made: ir.Model, feeds: list[dict[str, np.ndarray]] | None = None)
 
 
 def run(made: ir.Model, context: Context | None = None, **options: object) -> dict[str, Record]:
-    result = Quant(**options).call(made, context or Context())  # type: ignore[arg-type]
+    result = Quant(**{"gate": "off", "reduce_range": "off", **options}).call(made, context or Context())  # type: ignore[arg-type]
     return {record.layer: record for record in result.records}
 
 
@@ -294,7 +294,7 @@ def test_a_constant_activation_and_a_dead_channel_do_no_harm() -> None:
 
 def test_older_opsets_are_raised_and_that_is_recorded_once() -> None:
     made = models.model('<ir_version: 4, opset_import: ["": 9]>' + NETWORK)
-    result = compress(made, "quant", data=samples(), measure_latency=False)
+    result = compress(made, "quant(gate=off)", data=samples(), measure_latency=False)
     said = [record.what for record in result.report.steps[0].records] + result.report.notes
     assert [each for each in said if "opset" in each] == ["quant: opset raised from 9 to 13"]
     assert not any("converted" in each for each in said)
@@ -407,6 +407,57 @@ def test_static_needs_data_and_a_runtime_and_says_so() -> None:
     assert nodes(made) == nodes(models.model(NETWORK))
 
 
+def test_signed_activations_compute_with_integers_too(tmp_path: Path) -> None:
+    made = models.model(NETWORK)
+    unsigned, signed = clone(made), clone(made)
+    run(unsigned, calibrated(made))
+    run(signed, calibrated(made), signed=True)
+    assert "UINT8" not in dtypes(signed).values()
+    ran = models.operators(signed, tmp_path)
+    assert (ran["QLinearConv"], ran["QGemm"], ran["Relu"]) == (2, 1, 0)
+    for one, other in zip(models.run(unsigned, samples()[0]), models.run(signed, samples()[0]), strict=True):
+        assert models.snr(one, other) > 60  # but for ties, the same numbers
+
+
+@pytest.mark.parametrize(("signed", "middle"), [(False, 128), (True, 0)])
+def test_symmetric_activations_have_their_zero_in_the_middle_and_keep_relus(
+    signed: bool, middle: int
+) -> None:
+    made = models.model(NETWORK)
+    after = clone(made)
+    run(after, calibrated(made), symmetric=True, signed=signed)
+    zeros = [
+        node.inputs[2].const_value.numpy()  # type: ignore[union-attr]
+        for node in after.graph
+        if node.op_type == "QuantizeLinear"
+    ]
+    assert {int(each) for each in zeros} == {middle}
+    assert nodes(after).count("Relu") == 2
+    agree(made, after, samples()[0], 30)
+
+
+def test_weights_of_seven_bits_are_for_products_and_for_processors_that_saturate() -> None:
+    made = models.model(NETWORK)
+
+    def largest(context: Context, **options: object) -> dict[str, int]:
+        after = clone(made)
+        run(after, context, **options)
+        found = {name: after.graph.initializers[f"{name}_int8"].const_value for name in ("w1", "w2", "w3")}
+        return {name: int(np.abs(each.numpy()).max()) for name, each in found.items() if each is not None}
+
+    data = load_data(samples(), made)
+    old = Context(calibration=data, runtime=OnnxRuntime(), target="avx2")
+    new = Context(calibration=data, runtime=OnnxRuntime(), target="avx512-vnni")
+    assert largest(old, reduce_range="auto", weights_only="sec.*") == {"w1": 63, "w2": 127, "w3": 63}
+    assert largest(new, reduce_range="auto") == {"w1": 127, "w2": 127, "w3": 127}
+    assert largest(old, reduce_range="off") == largest(new)
+    assert largest(Context(target="avx2"), reduce_range="auto") == {"w1": 127, "w2": 127, "w3": 63}
+    after = clone(made)
+    result = Quant(gate="off").call(after, old)
+    assert result.replay == Quant(gate="off", reduce_range="on")
+    agree(made, after, samples()[0], 25)
+
+
 # What stays
 
 
@@ -503,7 +554,7 @@ def test_trained_networks_keep_their_accuracy(name: str, activations: str) -> No
 def test_every_way_to_compute_with_integers_runs_on_a_trained_network(
     per_channel: bool, calibrator: str
 ) -> None:
-    passes = [Quant(per_channel=per_channel, calibrator=calibrator)]
+    passes = [Quant(gate="off", per_channel=per_channel, calibrator=calibrator)]
     report = compress(
         TESTDATA / "lenet5_digits.onnx",
         passes,
