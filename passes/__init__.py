@@ -2,6 +2,7 @@
 
 from onnxcompress.passes.cluster import Cluster
 from onnxcompress.passes.encode import Encode
+from onnxcompress.passes.equalize import Equalize
 from onnxcompress.passes.factorise import Factorise
 from onnxcompress.passes.fuse import Fuse
 from onnxcompress.passes.prune import Prune
@@ -16,6 +17,7 @@ BUILT_IN = (
     Simplify,
     Fuse,
     RemoveMasked,
+    Equalize,
     Prune,
     PruneChannels,
     Factorise,
@@ -30,6 +32,7 @@ __all__ = [
     "BUILT_IN",
     "Cluster",
     "Encode",
+    "Equalize",
     "Factorise",
     "Fuse",
     "Prune",

@@ -16,11 +16,11 @@ RANKS = [
     [
         *("layers", "edit", "quantize", "convolve", "cost", "linear", "fusion", "folding", "merging"),
         *("branches", "placement", "integer", "kmeans", "loss", "lowrank", "factors", "geometry", "chains"),
-        *("grouping", "shuffling", "channels", "target"),
+        *("grouping", "shuffling", "channels", "target", "spreading"),
     ],
     ["formats"],
     ["runtimes"],
-    ["histogram", "calibrate", "moments", "measure", "parts", "choice", "verify", "budget"],
+    ["histogram", "calibrate", "correction", "moments", "measure", "parts", "choice", "verify", "budget"],
     ["qdq", "gate"],
     ["passes"],
     ["recipe", "registry", "report", "check", "pipeline"],
