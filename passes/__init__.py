@@ -1,6 +1,7 @@
 """The built-in passes: one file, one class, one name each."""
 
 from onnxcompress.passes.cluster import Cluster
+from onnxcompress.passes.correct_bias import CorrectBias
 from onnxcompress.passes.encode import Encode
 from onnxcompress.passes.equalize import Equalize
 from onnxcompress.passes.factorise import Factorise
@@ -25,12 +26,14 @@ BUILT_IN = (
     Shuffle,
     Cluster,
     Quant,
+    CorrectBias,
     Encode,
 )
 
 __all__ = [
     "BUILT_IN",
     "Cluster",
+    "CorrectBias",
     "Encode",
     "Equalize",
     "Factorise",

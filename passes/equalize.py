@@ -22,9 +22,10 @@ class Equalize(Pass):
     lose less. It needs operators between that are positively homogeneous: Relu, LeakyRelu and PRelu, pooling,
     sums with shortcuts, Concat and what only moves numbers; depthwise convolutions go along. A Clip is not,
     nor are Sigmoid and what is made of it. Channels keep their units where they meet another operator, an
-    input or an output of the model. ``s`` is the square root of what a channel holds at most over the norm of
-    the weights that read it, each relative to other channels; without calibration data, largest weights that
-    make a channel stand for what it holds. Where no channel is off by more than a quarter, a layer stays.
+    input or an output of the model. ``s`` is what a channel holds at most to the power of 3/4, over the norm
+    of the weights that read it to the power of 1/4, each relative to other channels; without calibration
+    data, largest weights that make a channel stand for what it holds. Where no channel is off by more than a
+    quarter, a layer stays.
     In chains of layers, where one factor changes what another is made of, a second run changes a little more.
     ``quant`` does the same before it calibrates. Source: Nagel et al., Data-Free Quantization Through Weight
     Equalization and Bias Correction, ICCV 2019; Meller et al., Same, Same But Different, ICML 2019.

@@ -72,7 +72,7 @@ def test_options_are_read_into_passes() -> None:
         (
             "zzz",
             "zzz: no such pass; there are: simplify, fuse, remove-masked, equalize, prune, prune-channels, "
-            "factorise, shrink-kernels, shuffle, cluster, quant, encode",
+            "factorise, shrink-kernels, shuffle, cluster, quant, correct-bias, encode",
         ),
         ("prune(sparsity=0.5, sparsity=0.6)", "prune: option sparsity is given twice"),
         ("prune(sparsity=2)", "prune: option sparsity is 2.0, expected 0 to 1"),

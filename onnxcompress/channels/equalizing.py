@@ -23,6 +23,7 @@ from onnxcompress.layers import constant, put_constant
 from onnxcompress.model import lazy
 
 SAMPLES = 32  # of the calibration data that are looked at
+SHARE = 0.75  # of what channels differ in that activations get rid of; what is left, weights do
 MOST = 64.0  # by which a channel is multiplied or divided at most
 LEAST = 1.25  # where all channels of a family are nearer to their best, they stay as they are
 _HOMOGENEOUS = (
@@ -54,11 +55,11 @@ _KEPT: Mapping[str, tuple[int, ...]] = {
 def equalize(model: ir.Model, context: Context, exclude: str) -> tuple[dict[str, float], dict[str, str]]:
     """Equalize the ranges of the channels of `model` that layers make and read, in place.
 
-    A channel c is divided by the square root of what it holds at most over the norm of the weights that read
-    it: then each takes as much room among the numbers of its activation as in the weight behind it. Both are
-    relative to the mean over the channels. What it holds is found on calibration data, or else taken to be
-    proportional to the largest weight that makes it. Returns the layers whose outputs changed, each with the
-    largest factor, and why the outputs of other layers stay.
+    A channel is divided by what it holds at most to the power of SHARE, over the norm of the weights that
+    read it to the power of the rest: SHARE of a half would make both equally even, but weights have scales of
+    their own for each output. Both are relative to the mean over the channels. What a channel holds is found
+    on calibration data, or else taken to be proportional to the largest weight that makes it. Returns the
+    layers whose outputs changed, each with the largest factor, and why the outputs of other layers stay.
     """
     channels = find(model, context, exclude)
     _freeze(channels)
@@ -93,7 +94,7 @@ def _factors(channels: Channels, held: np.ndarray) -> np.ndarray:
     weights = collect(channels, read, "max")
     free = ~channels.units.frozen & (held > 0) & (weights > 0)
     wanted = np.zeros(len(held))
-    wanted[free] = np.log(held[free] / weights[free]) / 2
+    wanted[free] = SHARE * np.log(held[free]) - (1 - SHARE) * np.log(weights[free])
     for family in channels.units.families:
         units = family.units[free[family.units]]
         if len(units):
