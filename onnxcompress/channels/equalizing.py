@@ -22,7 +22,7 @@ from onnxcompress.channels.score import collect, norms, score_activations
 from onnxcompress.layers import constant, put_constant
 from onnxcompress.model import lazy
 
-SAMPLES = 32  # of the calibration data that are looked at
+SAMPLES = 16  # of the calibration data that are looked at
 SHARE = 0.75  # of what channels differ in that activations get rid of; what is left, weights do
 MOST = 64.0  # by which a channel is multiplied or divided at most
 LEAST = 1.25  # where all channels of a family are nearer to their best, they stay as they are
