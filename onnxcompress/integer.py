@@ -40,13 +40,18 @@ class Integers:
         return self._constants[key]
 
     def store(
-        self, readers: list[Layer], dynamic: Collection[Layer], per_channel: bool, levels: int = FULL
+        self,
+        readers: list[Layer],
+        dynamic: Collection[Layer],
+        per_channel: bool,
+        levels: int = FULL,
+        clip: bool = False,
     ) -> list[Layer]:
         """Keep the weight that all of `readers` read as int8; return those that multiply integers.
 
         These are the readers among `dynamic` that can; all other nodes that read the weight get it expanded.
-        Integers that are multiplied are of `levels` steps on each side. Reads the weight once, for its
-        scale.
+        Integers that are multiplied are of `levels` steps on each side. With `clip` scales are those
+        that round best. Reads the weight once, for its scale.
         """
         value, tensor = readers[0].weight, readers[0].tensor
         products = [layer for layer in readers if layer in dynamic and multiplies_integers(layer)]
@@ -55,10 +60,11 @@ class Integers:
         ]  # of opsets of their own
         products = [layer for layer in products if layer.channel_axes == products[0].channel_axes]
         axes = (products or readers)[0].channel_axes if per_channel else ()
-        scale = weight_scale(readers[0].value(), axes, levels if products else FULL)
+        levels = levels if products else FULL
+        scale = weight_scale(readers[0].value(), axes, levels, clip)
         others = len(value.uses()) > len(products) or value.is_graph_output()
         turn = bool(products) and not others and all(_transposed(layer) for layer in products)
-        stored = self.stored(value, tensor, scale, turn)
+        stored = self.stored(value, tensor, scale, levels, turn)
         for layer in products:
             turned = stored if turn or not _transposed(layer) else self._turn(stored, value)
             self._product(layer, turned, scale)
@@ -68,13 +74,18 @@ class Integers:
         return products
 
     def stored(
-        self, value: ir.Value, tensor: ir.TensorProtocol, scale: np.ndarray, turn: bool = False
+        self,
+        value: ir.Value,
+        tensor: ir.TensorProtocol,
+        scale: np.ndarray,
+        levels: int = FULL,
+        turn: bool = False,
     ) -> ir.Value:
         """Return a constant with `tensor`, what `value` holds, in steps of `scale`; transposed if `turn`."""
         dims = tuple(tensor.shape.numpy())
 
         def integers(weight: np.ndarray) -> np.ndarray:
-            steps = to_int8(weight, scale)
+            steps = to_int8(weight, scale, levels)
             return np.ascontiguousarray(steps.T) if turn else steps
 
         shape = tuple(reversed(dims)) if turn else dims

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from onnxcompress.calibrate import Range
+from onnxcompress.calibrate import Range, Statistics
+from onnxcompress.correction import fallen, takes_bias
 from onnxcompress.edit import drop, substitute
 from onnxcompress.integer import Integers
 from onnxcompress.layers import Layer, constant
@@ -23,6 +24,7 @@ from onnxcompress.quantize import (
     to_integers,
     weight_scale,
 )
+from onnxcompress.spreading import Spread, ratios
 
 _FLOAT = ir.DataType.FLOAT
 
@@ -38,6 +40,13 @@ class _Scale(NamedTuple):
     def dtype(self) -> ir.DataType:
         """The type of the integers."""
         return ir.DataType.from_numpy(self.zero_point.dtype)
+
+
+class _Steps(NamedTuple):
+    """Steps [channels] of what layers make and read, in those of the whole activation, where they differ."""
+
+    made: dict[Layer, np.ndarray]
+    read: dict[Layer, np.ndarray]
 
 
 def refusal(layer: Layer, main: ir.Graph) -> str | None:
@@ -59,21 +68,32 @@ def write(
     integers: Integers,
     placement: Placement,
     weights: Sequence[list[Layer]],
-    ranges: Mapping[str, Range],
+    found: Statistics,
     per_channel: bool,
     form: Activations = Activations(),  # noqa: B008  frozen
     levels: int = FULL,
+    clip: bool = False,
+    spread: Sequence[Spread] = (),
 ) -> None:
     """Make the operators of `placement` compute with integers, `levels` of them on each side of a weight.
 
-    `weights` are the layers of the placement, those that share a weight together; `ranges` those of the
-    values that the placement observes, by name. Constants among these are looked at here.
+    `weights` are the layers of the placement, those that share a weight together. `found` has the ranges of
+    the values that the placement observes; constants among these are looked at here. Where it has the largest
+    numbers of the channels of an activation in `spread`, each channel gets steps of its own; where it has the
+    means of what a layer reads, its bias makes up for what rounding its weight does to the means it makes.
     """
-    scales = _scales(integers, placement, ranges, form)
+    scales = _scales(integers, placement, found.ranges, form)
+    steps = _steps(spread, found.maxima, scales)
+    means = {
+        layer: found.means.get(value.name or "")
+        for readers in weights
+        for layer in readers
+        if (value := layer.node.inputs[0]) is not None
+    }
     stands = dict(_remove(node) for node in placement.bounded)
     scales = {stands.get(value, value): scale for value, scale in scales.items()}  # in the order of the graph
     for readers in weights:
-        _weigh(integers, readers, scales, per_channel, levels)
+        _weigh(integers, readers, scales, per_channel, levels, clip, steps, means)
     for value, scale in scales.items():
         maker = value.producer()
         if constant(value) is not None:
@@ -106,6 +126,20 @@ def _scales(
     return {value: made[placement.group(value)] for value in placement.values}
 
 
+def _steps(
+    spread: Sequence[Spread], maxima: Mapping[str, np.ndarray], scales: Mapping[ir.Value, _Scale]
+) -> _Steps:
+    """Return the steps of channels, in those of the whole activation, of what layers make and read."""
+    found = _Steps({}, {})
+    for each in spread:
+        scale, name = scales[each.value], each.value.name or ""
+        if name in maxima and scale.zero_point == np.iinfo(scale.zero_point.dtype).min:
+            ratio = ratios(maxima[name], 255 * float(scale.scale))
+            found.made[each.maker] = ratio
+            found.read.update(dict.fromkeys(each.readers, ratio))
+    return found
+
+
 def _known(value: ir.Value) -> Range | None:
     """Return the range of `value` where it is a constant, else None."""
     tensor = constant(value)
@@ -132,14 +166,20 @@ def _weigh(
     scales: Mapping[ir.Value, _Scale],
     per_channel: bool,
     levels: int,
+    clip: bool,
+    channels: _Steps,
+    means: Mapping[Layer, np.ndarray | None],
 ) -> None:
     """Give `readers`, which share a weight, its int8 form, and each its int32 bias."""
-    first, edit = readers[0], integers.edit
+    first, edit, one = readers[0], integers.edit, np.float32(1)
     value, tensor, weight = first.weight, first.tensor, first.value()
     axis = first.channel_axes[-1]
-    scale = weight_scale(weight, (axis,) if per_channel else (), levels)
+    scale = weight_scale(weight, (axis,) if per_channel else (), levels, clip)
+    inputs = {
+        layer: scales[layer.node.inputs[0]].scale * channels.read.get(layer, one)  # type: ignore[index]
+        for layer in readers
+    }
     biases = {layer: layer.bias() for layer in readers}
-    inputs = {layer: scales[layer.node.inputs[0]].scale for layer in readers}  # type: ignore[index]
     for layer, bias in biases.items():
         if bias is not None:
             needed = bias if per_channel else np.abs(bias).max(keepdims=True, initial=0)
@@ -147,30 +187,44 @@ def _weigh(
                 scale.shape
             )
     graph = edit.model.graph
-    stored = integers.stored(value, tensor, scale)
+    stored = integers.stored(value, tensor, scale, levels)
     steps = scale.reshape(-1) if per_channel else scale.reshape(())
     for layer, bias in biases.items():
         own = np.asarray(steps * np.float32(_alpha(layer)), np.float32)
+        made = np.asarray(channels.made.get(layer, one))
+        if takes_bias(layer):
+            bias = bias + fallen(layer, weight, scale, means[layer], levels)
         layer.node.attributes.pop("alpha", None)
-        its_scale = integers.constant(graph, f"{layer.name}_weight_scale", own)
+        counted = np.asarray(own * channels.read.get(layer, one) / made)
+        its_scale = integers.constant(graph, f"{layer.name}_weight_scale", counted)
         _dequantize(integers, layer, 1, stored, its_scale, axis if per_channel else None)
-        if len(layer.node.inputs) > 2 and layer.node.inputs[2] is not None and bias is not None:
-            _put_bias(integers, layer, bias, own * inputs[layer])
+        if bias is not None and (_bias(layer) is not None or (takes_bias(layer) and bias.any())):
+            _put_bias(integers, layer, bias, own * inputs[layer], made)
     if value.uses() or value.is_graph_output():
         integers.expand(value, stored, scale, tensor.dtype)
     drop(value)
 
 
-def _put_bias(integers: Integers, layer: Layer, bias: np.ndarray, scale: np.ndarray) -> None:
-    """Give `layer` its `bias` [channels] in steps of `scale` [channels, or one for all]."""
-    edit, old = integers.edit, layer.node.inputs[2]
+def _bias(layer: Layer) -> ir.Value | None:
+    return layer.node.inputs[2] if len(layer.node.inputs) > 2 else None
+
+
+def _put_bias(
+    integers: Integers, layer: Layer, bias: np.ndarray, scale: np.ndarray, made: np.ndarray
+) -> None:
+    """Give `layer` its `bias` [channels] in steps of `scale` [channels, or one for all].
+
+    Read as steps of ``scale / made``.
+    """
+    edit, old = integers.edit, _bias(layer)
     graph = edit.model.graph
     stored = edit.constant(graph, f"{layer.name}_bias_int32", to_int32(bias, scale))
-    its_scale = integers.constant(graph, f"{layer.name}_bias_scale", np.asarray(scale, np.float32))
+    its_scale = integers.constant(graph, f"{layer.name}_bias_scale", np.asarray(scale / made, np.float32))
     layer.node.attributes.pop("beta", None)
-    _dequantize(integers, layer, 2, stored, its_scale, 0 if scale.ndim else None)
-    assert old is not None
-    drop(old)
+    layer.node.resize_inputs(3)
+    _dequantize(integers, layer, 2, stored, its_scale, 0 if its_scale.shape else None)
+    if old is not None:
+        drop(old)
 
 
 def _dequantize(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 FULL, REDUCED = 127, 63  # steps to the largest weight; sums of 7-bit weights' products don't saturate 16 bits
+LEAST_SHARE, SHARES = 0.5, 26  # of a scale, that are tried
 # Scales are kept so large that the product of a weight's and an activation's is a normal float32 number.
 _LEAST_WEIGHT_SCALE = np.float32(2.0**-62)
 _LEAST_ACTIVATION_SCALE = np.float32(2.0**-63)
@@ -32,11 +33,13 @@ class Activations:
         return np.dtype(np.int8 if self.signed else np.uint8)
 
 
-def weight_scale(weight: np.ndarray, axes: Sequence[int], levels: int = FULL) -> np.ndarray:
+def weight_scale(
+    weight: np.ndarray, axes: Sequence[int], levels: int = FULL, clip: bool = False
+) -> np.ndarray:
     """Return the symmetric scale of `weight` [any shape]: float32, of size 1 along all axes but `axes`.
 
-    `levels` steps reach the largest magnitude along the other axes. Empty `axes` give one scale for the
-    whole tensor.
+    `levels` steps reach the largest magnitude along the other axes, or with `clip` a smaller one, so that the
+    sum of squared errors is least. Empty `axes` give one scale for the whole tensor.
     """
     others = tuple(axis for axis in range(weight.ndim) if axis not in axes)
     largest = np.maximum(
@@ -45,14 +48,28 @@ def weight_scale(weight: np.ndarray, axes: Sequence[int], levels: int = FULL) ->
     )
     steps = largest.astype(np.result_type(weight.dtype, np.float32)) / levels
     scale: np.ndarray = np.maximum(steps.astype(np.float32), _LEAST_WEIGHT_SCALE)
-    return scale
+    return _clipped(weight, scale, others, levels) if clip else scale
 
 
-def to_int8(weight: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Return `weight` [any shape] in steps of `scale` [broadcastable]: int8, -127..127, ties to even."""
+def _clipped(weight: np.ndarray, scale: np.ndarray, axes: tuple[int, ...], levels: int) -> np.ndarray:
+    """Return the scales at most as large as `scale` that round `weight` with the least error along `axes`."""
+    best, least = scale, np.full(scale.shape, np.inf)
+    for share in np.linspace(1, LEAST_SHARE, SHARES, dtype=np.float32):
+        tried = np.maximum(scale * share, _LEAST_WEIGHT_SCALE)
+        lost = weight - to_int8(weight, tried, levels) * tried
+        errors = np.sum(lost * lost, axis=axes, keepdims=True, dtype=np.float64)
+        best, least = np.where(errors < least, tried, best), np.minimum(errors, least)
+    return best
+
+
+def to_int8(weight: np.ndarray, scale: np.ndarray, levels: int = FULL) -> np.ndarray:
+    """Return `weight` [any shape] in steps of `scale` [broadcastable]: int8, ties to even.
+
+    Clipped to `levels` on either side.
+    """
     steps = np.asarray(np.divide(weight, scale, dtype=np.result_type(weight.dtype, np.float32)))
     np.rint(steps, out=steps)
-    np.clip(steps, -127, 127, out=steps)
+    np.clip(steps, -levels, levels, out=steps)
     return steps.astype(np.int8)
 
 

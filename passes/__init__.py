@@ -3,7 +3,9 @@
 from onnxcompress.passes.binarise import Binarise
 from onnxcompress.passes.cast import Cast
 from onnxcompress.passes.cluster import Cluster
+from onnxcompress.passes.correct_bias import CorrectBias
 from onnxcompress.passes.encode import Encode
+from onnxcompress.passes.equalize import Equalize
 from onnxcompress.passes.factorise import Factorise
 from onnxcompress.passes.fuse import Fuse
 from onnxcompress.passes.prune import Prune
@@ -22,6 +24,7 @@ BUILT_IN = (
     Simplify,
     Fuse,
     RemoveMasked,
+    Equalize,
     Prune,
     PruneChannels,
     Factorise,
@@ -34,6 +37,7 @@ BUILT_IN = (
     QuantFixed,
     Quant,
     QuantBlocks,
+    CorrectBias,
     Cast,
     Encode,
 )
@@ -43,7 +47,9 @@ __all__ = [
     "Binarise",
     "Cast",
     "Cluster",
+    "CorrectBias",
     "Encode",
+    "Equalize",
     "Factorise",
     "Fuse",
     "Prune",

@@ -11,7 +11,9 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from onnxcompress.base import Context, Effect, Need, Pass, Result, option, silent
-from onnxcompress.calibrate import METHODS, Range, calibrate
+from onnxcompress.calibrate import METHODS, Statistics, calibrate
+from onnxcompress.channels.equalizing import equalize
+from onnxcompress.correction import takes_bias
 from onnxcompress.data import load_data, random_data
 from onnxcompress.edit import Edit, same_ports
 from onnxcompress.errors import UsageError
@@ -23,6 +25,7 @@ from onnxcompress.model import clone, convert_up
 from onnxcompress.placement import STATIC_OPSET, Placement, place
 from onnxcompress.qdq import refusal, write
 from onnxcompress.quantize import FULL, REDUCED, Activations
+from onnxcompress.spreading import Spread, spreads
 from onnxcompress.target import find_target
 
 
@@ -99,13 +102,26 @@ class Quant(Pass):
         "adds these up in 16 bits (x86 without VNNI)",
         choices=("auto", "on", "off"),
     )
-    calibrator: str = option(
+    weights: str = option(
         "min-max",
-        "how a range is found: all numbers, most of them, or the range that tells most",
+        "what the scale of a weight reaches: the largest, or less, for the least squared error",
+        choices=("min-max", "mse"),
+    )
+    calibrator: str = option(
+        "mse",
+        "how a range is found: all numbers, the mean of each run's ends, most of the numbers, or the range "
+        "that tells most or rounds best",
         choices=METHODS,
     )
     percentile: float = option(
         99.999, "percent of the numbers inside the range of calibrator=percentile", within=(50.0, 100.0)
+    )
+    equalize: bool = option(
+        True, "static: first equalize the ranges of channels, as equalize does; not with symmetric=true"
+    )
+    correct: bool = option(
+        True,
+        "static: take off biases what rounded weights add to the mean of an output on the calibration data",
     )
 
     def call(self, model: ir.Model, context: Context) -> Result:
@@ -176,6 +192,11 @@ class Quant(Pass):
                 ShapeInferencePass()(model)  # what MatMuls become depends on the shape of their input
             for name in fold_batch_norms(model, context, self.exclude):
                 result.changed(name, "what follows folded in")
+            # with symmetric ranges what a Relu takes off counts as well, which equalizing does not look at
+            for name in (
+                equalize(model, context, self.exclude)[0] if self.equalize and not self.symmetric else ()
+            ):
+                result.changed(name, "ranges equalized")
 
     def _gate(self, model: ir.Model, context: Context, result: Result, static: bool) -> Gate | None:
         """Return what finds out for which layers of `model` integers pay here; None where nothing can."""
@@ -190,7 +211,13 @@ class Quant(Pass):
         if (target := find_target(context.target)) != find_target("host"):
             result.numbers["gate"] = f"nothing timed, the target {target.name} isn't this machine"
             return None
-        fixed = replace(self, activations="static" if static else "dynamic")
+        fixed = replace(
+            self,
+            activations="static" if static else "dynamic",
+            calibrator="min-max",
+            equalize=False,
+            correct=False,
+        )
 
         def trial(floats: Collection[str]) -> Quant:
             return replace(fixed, weights_only=either(self.weights_only, floats))
@@ -256,25 +283,43 @@ class Quant(Pass):
             for layer in readers
         ]
         gaps = list(placement.gaps())
-        names = [value.name or "" for value in placement.observed() if constant(value) is None]
-        ranges: dict[str, Range] = {}
-        if names and context.calibration is not None and context.runtime is not None:
-            ranges = calibrate(
-                model,
-                names,
-                context.calibration,
-                context.runtime.patient(),
-                self.calibrator,
-                percentile=self.percentile,
-                progress=context.progress,
-            )
+        layers = [layer for fit in able for layer in fit]
+        spread = spreads(placement, layers) if self.per_channel and not self.symmetric else []
+        found = self._observe(model, context, placement, layers, spread)
         form = Activations(self.signed, self.symmetric)
-        write(integers, placement, able, ranges, self.per_channel, form, self._levels)
+        clip = self.weights == "mse"
+        write(integers, placement, able, found, self.per_channel, form, self._levels, clip, spread)
         for layer, reason, size in done:
             result.changed(layer, f"stored as int8, {reason}" if reason else "computes with int8", size=size)
         for node in gaps:
             result.left(node.name or node.op_type, f"no 8-bit {node.op_type}")
         return rest
+
+    def _observe(
+        self,
+        model: ir.Model,
+        context: Context,
+        placement: Placement,
+        layers: list[Layer],
+        spread: list[Spread],
+    ) -> Statistics:
+        """Return what is found of activations on the calibration data."""
+        names = [value.name or "" for value in placement.observed() if constant(value) is None]
+        if not names or context.calibration is None or context.runtime is None:
+            return Statistics({}, {}, {})
+        reads = [layer.node.inputs[0] for layer in layers if self.correct and takes_bias(layer)]
+        means = dict.fromkeys(value.name or "" for value in reads if value and constant(value) is None)
+        return calibrate(
+            model,
+            names,
+            context.calibration,
+            context.runtime.patient(),
+            self.calibrator,
+            percentile=self.percentile,
+            maxima=[each.value.name or "" for each in spread],
+            means=list(means),
+            progress=context.progress,
+        )
 
     def _store(
         self, readers: list[Layer], integers: Integers, result: Result, static: bool, dynamic: bool
@@ -287,7 +332,7 @@ class Quant(Pass):
             return
         reasons = {layer: self._refusal(layer, main, static) for layer in readers}
         able = [layer for layer in readers if dynamic and reasons[layer] is None]
-        products = integers.store(readers, able, self.per_channel, self._levels)
+        products = integers.store(readers, able, self.per_channel, self._levels, self.weights == "mse")
         for layer in readers:
             reason = f", {reasons[layer]}" if reasons[layer] else ""
             what = "multiplied as int8" if layer in products else f"stored as int8{reason}"

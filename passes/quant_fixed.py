@@ -104,7 +104,7 @@ class QuantFixed(Pass):
             context.runtime.patient(),
             self.calibrator,
             progress=context.progress,
-        )
+        ).ranges
         grids = {
             value: fixed_range(value, ranges[value.name or ""], self.activation_bits) for value in readers
         }

@@ -6,6 +6,7 @@ from hypothesis.extra import numpy as hnp
 from onnxruntime.quantization import quant_utils
 
 from onnxcompress.quantize import (
+    FULL,
     REDUCED,
     Activations,
     activation_scale,
@@ -135,3 +136,16 @@ def test_seven_bits_reach_the_largest_magnitude_in_63_steps() -> None:
     weight = np.float32([[0.5, -2.0, 1.0], [1e-6, 3e-6, -1e-6]])
     stored = to_int8(weight, weight_scale(weight, (0,), REDUCED))
     np.testing.assert_array_equal(np.abs(stored).max(axis=1), [63, 63])
+
+
+@pytest.mark.parametrize("levels", [FULL, REDUCED])
+def test_a_clipped_scale_has_less_error_and_keeps_to_its_levels(levels: int) -> None:
+    weight = np.random.default_rng(0).standard_t(3, (4, 5000)).astype(np.float32)
+    errors, largest = [], []
+    for clip in (False, True):
+        scale = weight_scale(weight, (0,), levels, clip)
+        steps = to_int8(weight, scale, levels)
+        errors.append(np.sum((weight - steps * scale) ** 2, axis=1))
+        largest.append(np.abs(steps).max(axis=1))
+    assert (errors[1] < errors[0]).all()
+    assert (np.array(largest) == levels).all()

@@ -549,7 +549,7 @@ def test_trained_networks_keep_their_accuracy(name: str, activations: str) -> No
     assert after >= before - 0.01
 
 
-@pytest.mark.parametrize("calibrator", ["min-max", "percentile", "entropy"])
+@pytest.mark.parametrize("calibrator", ["min-max", "mse", "average", "percentile", "entropy"])
 @pytest.mark.parametrize("per_channel", [True, False])
 def test_every_way_to_compute_with_integers_runs_on_a_trained_network(
     per_channel: bool, calibrator: str
@@ -563,3 +563,84 @@ def test_every_way_to_compute_with_integers_runs_on_a_trained_network(
     ).report
     assert report.comparison is not None
     assert report.comparison.snr > 15
+
+
+DEPTHWISE = """net (float[N, 3, 8, 8] x) => (float[N, 6, 8, 8] y)
+<float[16, 3, 1, 1] w1 = {}, float[16] b1 = {}, float[16, 1, 3, 3] w2 = {}, float[16] b2 = {},
+ float[6, 16, 1, 1] w3 = {}, float low = {0}, float high = {6}>
+{
+    [first] c = Conv(x, w1, b1)
+    a = Clip(c, low, high)
+    [depthwise] d = Conv<group = 16, pads = [1, 1, 1, 1]>(a, w2, b2)
+    e = Clip(d, low, high)
+    [last] y = Conv(e, w3)
+}"""
+
+
+def uneven() -> ir.Model:
+    """A depthwise network whose first layer makes channels of very different sizes."""
+    made = models.model(DEPTHWISE)
+    sizes = np.geomspace(0.02, 4, 16).astype(np.float32)
+    for name, shape in (("w1", (16, 1, 1, 1)), ("b1", (16,))):
+        value = made.graph.initializers[name]
+        content = np.abs(value.const_value.numpy()) * sizes.reshape(shape)  # type: ignore[union-attr]
+        value.const_value = ir.tensor(content, name=name)
+    for name, factor in (("w2", 1 / sizes), ("w3", np.ones(16, np.float32))):
+        value = made.graph.initializers[name]
+        along = factor.reshape((16, 1, 1, 1) if name == "w2" else (1, 16, 1, 1))
+        value.const_value = ir.tensor(value.const_value.numpy() * along, name=name)  # type: ignore[union-attr]
+    return made
+
+
+def noise(made: ir.Model, feeds: list[dict[str, np.ndarray]], **options: object) -> np.ndarray:
+    """What static quantization with `options` adds to the outputs of `made`, for all of `feeds`."""
+    after = clone(made)
+    run(after, calibrated(made, feeds), **options)
+    before, changed = (OnnxRuntime().prepare(each) for each in (made, after))
+    return np.concatenate([changed.run(feed)["y"] - before.run(feed)["y"] for feed in feeds])
+
+
+def test_channels_that_depthwise_convolutions_read_have_steps_of_their_own() -> None:
+    draw = np.random.default_rng(1)
+    feeds = [{"x": draw.random((1, 3, 8, 8), np.float32)} for _ in range(8)]
+    own, common = (noise(uneven(), feeds, per_channel=each, correct=False) for each in (True, False))
+    assert np.sum(own**2) < 0.1 * np.sum(common**2)
+
+
+@pytest.mark.parametrize("text", [NETWORK, DEPTHWISE])
+def test_biases_give_outputs_their_means_back(text: str) -> None:
+    made = models.model(text)
+    dims = (2, 4, 8, 8) if text is NETWORK else (2, 3, 8, 8)
+    draw = np.random.default_rng(2)
+    feeds = [{"x": draw.random(dims, np.float32)} for _ in range(8)]
+    means = []
+    for correct in (False, True):
+        added = noise(made, feeds, correct=correct, equalize=False)
+        means.append(np.abs(np.moveaxis(added, 1, 0).reshape(added.shape[1], -1).mean(axis=1)).mean())
+    assert means[1] < 0.7 * means[0]
+
+
+def test_ranges_of_channels_are_equalized_first_and_that_is_recorded() -> None:
+    made = models.model(NETWORK)
+    value = made.graph.initializers["w1"]
+    sizes = np.geomspace(0.05, 20, 16).reshape(-1, 1, 1, 1).astype(np.float32)
+    value.const_value = ir.tensor(value.const_value.numpy() * sizes, name="w1")  # type: ignore[union-attr]
+    result = Quant(gate="off").call(clone(made), calibrated(made))
+    assert [record.layer for record in result.records if record.what == "ranges equalized"] == [
+        "first",
+        "second",
+    ]
+    even, plain = (noise(made, samples(), equalize=each) for each in (True, False))
+    assert np.sum(even**2) < np.sum(plain**2)
+
+
+def test_weights_may_be_clipped_for_less_error() -> None:
+    made = models.model(
+        "net (float[N, 4000] x) => (float[N, 3] y) <float[4000, 3] w = {}> { [one] y = MatMul(x, w) }"
+    )
+    draw = np.random.default_rng(3)
+    value = made.graph.initializers["w"]
+    value.const_value = ir.tensor(draw.standard_t(3, (4000, 3)).astype(np.float32), name="w")
+    feeds = [{"x": draw.standard_normal((20, 4000)).astype(np.float32)}]
+    clipped, whole = (noise(made, feeds, weights=each, activations="none") for each in ("mse", "min-max"))
+    assert np.sum(clipped**2) < 0.95 * np.sum(whole**2)
