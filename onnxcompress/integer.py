@@ -6,7 +6,7 @@ written the way onnxruntime fuses into one DynamicQuantizeMatMul; in other engin
 operators it is made of.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -46,12 +46,14 @@ class Integers:
         per_channel: bool,
         levels: int = FULL,
         clip: bool = False,
+        then: Callable[[np.ndarray, np.ndarray], None] | None = None,
     ) -> list[Layer]:
         """Keep the weight that all of `readers` read as int8; return those that multiply integers.
 
         These are the readers among `dynamic` that can; all other nodes that read the weight get it expanded.
         Integers that are multiplied are of `levels` steps on each side. With `clip` scales are those
-        that round best. Reads the weight once, for its scale.
+        that round best. `then` is handed weight and scale, where integers aren't multiplied. Reads the weight
+        once, for its scale.
         """
         value, tensor = readers[0].weight, readers[0].tensor
         products = [layer for layer in readers if layer in dynamic and multiplies_integers(layer)]
@@ -61,7 +63,10 @@ class Integers:
         products = [layer for layer in products if layer.channel_axes == products[0].channel_axes]
         axes = (products or readers)[0].channel_axes if per_channel else ()
         levels = levels if products else FULL
-        scale = weight_scale(readers[0].value(), axes, levels, clip)
+        weight = readers[0].value()
+        scale = weight_scale(weight, axes, levels, clip)
+        if then is not None and not products:
+            then(weight, scale)
         others = len(value.uses()) > len(products) or value.is_graph_output()
         turn = bool(products) and not others and all(_transposed(layer) for layer in products)
         stored = self.stored(value, tensor, scale, levels, turn)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -43,10 +44,14 @@ class _Scale(NamedTuple):
 
 
 class _Steps(NamedTuple):
-    """Steps [channels] of what layers make and read, in those of the whole activation, where they differ."""
+    """Steps [channels] of what layers make and read, in those of the whole activation, where they differ.
+
+    `floats` are those that layers read which compute with floats.
+    """
 
     made: dict[Layer, np.ndarray]
     read: dict[Layer, np.ndarray]
+    floats: dict[Layer, np.ndarray]
 
 
 def refusal(layer: Layer, main: ir.Graph) -> str | None:
@@ -74,13 +79,15 @@ def write(
     levels: int = FULL,
     clip: bool = False,
     spread: Sequence[Spread] = (),
-) -> None:
+) -> dict[Layer, np.ndarray]:
     """Make the operators of `placement` compute with integers, `levels` of them on each side of a weight.
 
     `weights` are the layers of the placement, those that share a weight together. `found` has the ranges of
     the values that the placement observes; constants among these are looked at here. Where it has the largest
     numbers of the channels of an activation in `spread`, each channel gets steps of its own; where it has the
     means of what a layer reads, its bias makes up for what rounding its weight does to the means it makes.
+    Return for layers of `spread` that compute with floats the steps [channels] of what they read, in those of
+    the whole activation, which their weights have been multiplied by.
     """
     scales = _scales(integers, placement, found.ranges, form)
     steps = _steps(spread, found.maxima, scales)
@@ -102,6 +109,7 @@ def write(
             _pad(integers, maker, scale)
         else:
             _pair(integers, placement, value, scale)
+    return steps.floats
 
 
 def _scales(
@@ -129,14 +137,21 @@ def _scales(
 def _steps(
     spread: Sequence[Spread], maxima: Mapping[str, np.ndarray], scales: Mapping[ir.Value, _Scale]
 ) -> _Steps:
-    """Return the steps of channels, in those of the whole activation, of what layers make and read."""
-    found = _Steps({}, {})
+    """Return the steps of channels, in those of the whole activation, of what layers make and read.
+
+    The weights of layers that read them as floats are multiplied by them.
+    """
+    found = _Steps({}, {}, {})
     for each in spread:
         scale, name = scales[each.value], each.value.name or ""
         if name in maxima and scale.zero_point == np.iinfo(scale.zero_point.dtype).min:
             ratio = ratios(maxima[name], 255 * float(scale.scale))
             found.made[each.maker] = ratio
             found.read.update(dict.fromkeys(each.readers, ratio))
+            for layer in each.floats:
+                across = ratio.reshape(-1, *[1] * (len(layer.shape) - 1))
+                layer.replace_weight(partial(np.multiply, across))
+                found.floats[layer] = ratio
     return found
 
 
@@ -254,6 +269,8 @@ def _pair(integers: Integers, placement: Placement, value: ir.Value, scale: _Sca
     another value only integer operators do.
     """
     edit, native = integers.edit, value.producer() in placement.nodes
+    if not native:
+        value = _unmatched(integers, value)
     uses = [use for use in value.uses() if native or value in placement.read(use.node)]
     quantize = edit.node(
         "QuantizeLinear",
@@ -280,6 +297,31 @@ def _pair(integers: Integers, placement: Placement, value: ir.Value, scale: _Sca
                 outputs[place] = rounded
         rounded.shape, rounded.type = value.shape, value.type
         rounded.name, value.name = value.name, edit.name(f"{value.name}_float")
+
+
+def _unmatched(integers: Integers, value: ir.Value) -> ir.Value:
+    """Return the `value` to quantize, made so that the engine leaves the weight of a float layer as it is.
+
+    Where a Conv or Gemm with a float weight lies between tensors that are quantized, with or without a Relu
+    or Clip behind it, onnxruntime 1.31 rounds the weight to int8 with one scale for all of it. A LeakyRelu of
+    slope 1, which computes nothing and is fused into the layer, is not what it looks for.
+    """
+    edit, behind = integers.edit, value
+    node = value.producer()
+    while node is not None and node.op_type in ("Relu", "Clip") and node.inputs[0] is not None:
+        behind, node = node.inputs[0], node.inputs[0].producer()
+    if node is None or node.op_type not in ("Conv", "ConvTranspose", "Gemm") or node.inputs[0] is None:
+        return value
+    before = node.inputs[0].producer()
+    if before is None or before.op_type != "DequantizeLinear" or behind.is_graph_output():
+        return value
+    same = edit.node(
+        "LeakyRelu", [behind], f"{behind.name}_float", {"alpha": 1.0}, dtype=behind.dtype, shape=behind.shape
+    )
+    edit.after(behind, [same], edit.model.graph)
+    for reader, place in [use for use in behind.uses() if use.node is not same]:
+        reader.replace_input_with(place, same.outputs[0])
+    return same.outputs[0] if behind is value else value
 
 
 def _pad(integers: Integers, node: ir.Node, scale: _Scale) -> None:

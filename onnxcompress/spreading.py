@@ -3,8 +3,9 @@
 An integer kernel takes one scale for a whole activation. But where a convolution makes an activation that
 only depthwise convolutions read, channel c of it may be counted in steps of its own: the scales of the
 maker's weight, one for each output channel, are divided by the ratio of its steps to the common ones, those
-of the readers' weights multiplied by it. No integer of the model changes but for that, and a Relu or Clip
-that the range of the activation stands for saturates each channel at its own end. Sources: Nagel et al.,
+of the readers' weights multiplied by it (the weights themselves of readers that compute with floats). No
+integer of the model changes but for that, and a Relu or Clip that the range of the activation stands for
+saturates each channel at its own end. Sources: Nagel et al.,
 Data-Free Quantization, ICCV 2019, for ranges moved between channels; Jacob et al., CVPR 2018, for the
 saturation.
 """
@@ -25,29 +26,40 @@ LEAST = 1 / 64  # of the common steps, that a channel's are at least: rarer numb
 
 @dataclass(frozen=True, eq=False)
 class Spread:
-    """An activation that may have steps for each channel, the layer that makes it, and those that read it."""
+    """An activation that may have steps for each channel, the layer that makes it, and those that read it.
+
+    `readers` compute with integers, `floats` with floats.
+    """
 
     value: ir.Value
     maker: Layer
     readers: list[Layer]
+    floats: list[Layer]
 
 
-def spreads(placement: Placement, layers: Iterable[Layer]) -> list[Spread]:
-    """Return the activations of `placement` that only depthwise convolutions of `layers` read.
+def spreads(placement: Placement, layers: Iterable[Layer], floats: Iterable[Layer] = ()) -> list[Spread]:
+    """Return the activations of `placement` that only depthwise convolutions of `layers` or `floats` read.
 
-    A Pad of zeros may lie between. `value` is what the maker leaves, behind its Relu or Clip.
+    Those of `layers` compute with integers. A Pad of zeros may lie between. `value` is what the maker leaves,
+    behind its Relu or Clip.
     """
     known = {layer.node: layer for layer in layers}
+    loose = {layer.node: layer for layer in floats if len(layer.weight.uses()) == 1}
     groups: dict[ir.Value, list[ir.Value]] = {}
     for value in placement.values:
         groups.setdefault(placement.group(value), []).append(value)
-    found = (_spread(placement, known, values) for values in groups.values())
+    found = (_spread(placement, known, loose, values) for values in groups.values())
     return [each for each in found if each is not None]
 
 
-def _spread(placement: Placement, known: Mapping[ir.Node, Layer], values: list[ir.Value]) -> Spread | None:
+def _spread(
+    placement: Placement,
+    known: Mapping[ir.Node, Layer],
+    loose: Mapping[ir.Node, Layer],
+    values: list[ir.Value],
+) -> Spread | None:
     """Return the one activation that `values`, which share a scale, are, or None."""
-    readers, made = [], []
+    readers, floats, made = [], [], []
     for value in values:
         maker = value.producer()
         if maker is None or value.is_graph_output():
@@ -61,9 +73,11 @@ def _spread(placement: Placement, known: Mapping[ir.Node, Layer], values: list[i
         for reader in value.consumers():
             if reader in known and _depthwise(known[reader]):
                 readers.append(known[reader])
+            elif reader in loose and _depthwise(loose[reader]):
+                floats.append(loose[reader])
             elif not _moved(placement, reader):
                 return None
-    return Spread(*made[0], readers) if len(made) == 1 and readers else None
+    return Spread(*made[0], readers, floats) if len(made) == 1 and (readers or floats) else None
 
 
 def _moved(placement: Placement, node: ir.Node) -> bool:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from onnxcompress.base import Context, Effect, Need, Pass, Result, option, silent
 from onnxcompress.calibrate import METHODS, Statistics, calibrate
 from onnxcompress.channels.equalizing import equalize
-from onnxcompress.correction import takes_bias
+from onnxcompress.correction import fallen, takes_bias
 from onnxcompress.data import load_data, random_data
 from onnxcompress.edit import Edit, same_ports
 from onnxcompress.errors import UsageError
@@ -21,6 +22,7 @@ from onnxcompress.folding import fold_batch_norms
 from onnxcompress.gate import Feeds, Gate, Trial, batched, either, kind_of
 from onnxcompress.integer import DYNAMIC_OPSET, Integers, multiplies_integers
 from onnxcompress.layers import Layer, by_weight, constant
+from onnxcompress.linear import put_bias
 from onnxcompress.model import clone, convert_up
 from onnxcompress.placement import STATIC_OPSET, Placement, place
 from onnxcompress.qdq import refusal, write
@@ -162,10 +164,11 @@ class Quant(Pass):
             for layer in readers if reason else ():
                 result.left(layer, reason or "")
         integers = Integers(Edit(model))
+        means: dict[Layer, np.ndarray] = {}
         if static:
-            groups = self._compute(model, context, result, integers, groups)
+            groups, means = self._compute(model, context, result, integers, groups)
         for readers in groups:
-            self._store(readers, integers, result, static, dynamic)
+            self._store(readers, integers, result, static, dynamic, means)
 
     def _check(self, context: Context) -> None:
         if context.calibration is None or context.runtime is None:
@@ -271,8 +274,11 @@ class Quant(Pass):
 
     def _compute(
         self, model: ir.Model, context: Context, result: Result, integers: Integers, groups: list[list[Layer]]
-    ) -> list[list[Layer]]:
-        """Make what can compute with integers do so; return the layers that are left, by weight."""
+    ) -> tuple[list[list[Layer]], dict[Layer, np.ndarray]]:
+        """Make what can compute with integers do so; return the layers that are left, by weight.
+
+        With them the means of their input channels, as far as they are known.
+        """
         placement, able, reasons = self._place(model, groups)
         weights = {fit[0].weight for fit in able}
         rest = [readers for readers in groups if readers[0].weight not in weights]
@@ -284,31 +290,38 @@ class Quant(Pass):
         ]
         gaps = list(placement.gaps())
         layers = [layer for fit in able for layer in fit]
-        spread = spreads(placement, layers) if self.per_channel and not self.symmetric else []
-        found = self._observe(model, context, placement, layers, spread)
+        left = [layer for readers in rest for layer in readers]
+        spread = spreads(placement, layers, left) if self.per_channel and not self.symmetric else []
+        reads = {
+            layer: value.name or ""
+            for layer in [*layers, *(layer for layer in left if layer.size >= self.min_size)]
+            if self._corrects(layer, model.graph) and (value := layer.node.inputs[0]) and not constant(value)
+        }
+        found = self._observe(model, context, placement, set(reads.values()), spread)
         form = Activations(self.signed, self.symmetric)
         clip = self.weights == "mse"
-        write(integers, placement, able, found, self.per_channel, form, self._levels, clip, spread)
+        steps = write(integers, placement, able, found, self.per_channel, form, self._levels, clip, spread)
         for layer, reason, size in done:
             result.changed(layer, f"stored as int8, {reason}" if reason else "computes with int8", size=size)
         for node in gaps:
             result.left(node.name or node.op_type, f"no 8-bit {node.op_type}")
-        return rest
+        means = {
+            layer: found.means[name] / steps.get(layer, 1) for layer, name in reads.items() if found.means
+        }
+        return rest, means
 
     def _observe(
         self,
         model: ir.Model,
         context: Context,
         placement: Placement,
-        layers: list[Layer],
+        means: Collection[str],
         spread: list[Spread],
     ) -> Statistics:
-        """Return what is found of activations on the calibration data."""
+        """Return what is found of activations on the calibration data, and the means of those in `means`."""
         names = [value.name or "" for value in placement.observed() if constant(value) is None]
-        if not names or context.calibration is None or context.runtime is None:
+        if not (names or means) or context.calibration is None or context.runtime is None:
             return Statistics({}, {}, {})
-        reads = [layer.node.inputs[0] for layer in layers if self.correct and takes_bias(layer)]
-        means = dict.fromkeys(value.name or "" for value in reads if value and constant(value) is None)
         return calibrate(
             model,
             names,
@@ -317,14 +330,25 @@ class Quant(Pass):
             self.calibrator,
             percentile=self.percentile,
             maxima=[each.value.name or "" for each in spread],
-            means=list(means),
+            means=sorted(means),
             progress=context.progress,
         )
 
+    def _corrects(self, layer: Layer, main: ir.Graph) -> bool:
+        """Return whether the bias of `layer` is to make up for what rounding its weight does to means."""
+        able = self.correct and takes_bias(layer) and layer.node.graph is main and layer.position == 1
+        return able and layer.bias() is not None
+
     def _store(
-        self, readers: list[Layer], integers: Integers, result: Result, static: bool, dynamic: bool
+        self,
+        readers: list[Layer],
+        integers: Integers,
+        result: Result,
+        static: bool,
+        dynamic: bool,
+        means: Mapping[Layer, np.ndarray],
     ) -> None:
-        """Store the weight that `readers` share as int8."""
+        """Store the weight that `readers` share as int8; what they read has the `means`, where known."""
         size, main = readers[0].size, integers.edit.model.graph
         if size < self.min_size:
             for layer in readers:
@@ -332,7 +356,15 @@ class Quant(Pass):
             return
         reasons = {layer: self._refusal(layer, main, static) for layer in readers}
         able = [layer for layer in readers if dynamic and reasons[layer] is None]
-        products = integers.store(readers, able, self.per_channel, self._levels, self.weights == "mse")
+
+        def correct(weight: np.ndarray, scale: np.ndarray) -> None:
+            for layer in readers:
+                bias = layer.bias()
+                if layer in means and bias is not None:
+                    put_bias(integers.edit, layer, bias + fallen(layer, weight, scale, means[layer]))
+
+        clip = self.weights == "mse"
+        products = integers.store(readers, able, self.per_channel, self._levels, clip, correct)
         for layer in readers:
             reason = f", {reasons[layer]}" if reasons[layer] else ""
             what = "multiplied as int8" if layer in products else f"stored as int8{reason}"

@@ -605,19 +605,30 @@ def test_channels_that_depthwise_convolutions_read_have_steps_of_their_own() -> 
     feeds = [{"x": draw.random((1, 3, 8, 8), np.float32)} for _ in range(8)]
     own, common = (noise(uneven(), feeds, per_channel=each, correct=False) for each in (True, False))
     assert np.sum(own**2) < 0.1 * np.sum(common**2)
+    floats = noise(uneven(), feeds, correct=False, weights_only="depthwise")  # it takes the steps up too
+    assert np.sum(floats**2) < 0.1 * np.sum(common**2)
 
 
+@pytest.mark.parametrize("options", [{}, {"weights_only": ".*", "min_size": 0}])
 @pytest.mark.parametrize("text", [NETWORK, DEPTHWISE])
-def test_biases_give_outputs_their_means_back(text: str) -> None:
+def test_biases_give_outputs_their_means_back(text: str, options: dict[str, object]) -> None:
     made = models.model(text)
     dims = (2, 4, 8, 8) if text is NETWORK else (2, 3, 8, 8)
     draw = np.random.default_rng(2)
     feeds = [{"x": draw.random(dims, np.float32)} for _ in range(8)]
     means = []
     for correct in (False, True):
-        added = noise(made, feeds, correct=correct, equalize=False)
+        added = noise(made, feeds, correct=correct, equalize=False, **options)
         means.append(np.abs(np.moveaxis(added, 1, 0).reshape(added.shape[1], -1).mean(axis=1)).mean())
     assert means[1] < 0.7 * means[0]
+
+
+def test_the_engine_leaves_weights_of_float_layers_between_integers_as_they_are() -> None:
+    made, draw = uneven(), np.random.default_rng(4)
+    feeds = [{"x": draw.random((1, 3, 8, 8), np.float32)} for _ in range(4)]
+    run(made, calibrated(made, feeds), weights_only="depthwise")
+    plain = OnnxRuntime(optimise=False).prepare(made).run(feeds[0])["y"]
+    assert models.snr(plain, OnnxRuntime().prepare(made).run(feeds[0])["y"]) > 40
 
 
 def test_ranges_of_channels_are_equalized_first_and_that_is_recorded() -> None:
