@@ -16,18 +16,19 @@ RANKS = [
     [
         *("layers", "edit", "quantize", "convolve", "cost", "linear", "fusion", "folding", "merging"),
         *("branches", "placement", "integer", "kmeans", "loss", "lowrank", "factors", "geometry", "chains"),
-        *("grouping", "shuffling", "channels", "target"),
+        *("grouping", "shuffling", "channels", "target", "energy"),
+        *("crossbar", "liveness"),
     ],
     ["formats"],
     ["runtimes"],
     ["histogram", "calibrate", "moments", "measure", "parts", "choice", "verify", "budget"],
     ["qdq"],
     ["passes"],
-    ["recipe", "registry", "report", "check", "pipeline"],
+    ["recipe", "registry", "report", "check", "pipeline", "analysis"],
     ["cli"],
 ]
 PACKAGES = {"passes": ROOT / "passes", "runtimes": ROOT / "runtimes"} | {
-    name: ROOT / "onnxcompress" / name for name in ("channels", "data", "formats", "model")
+    name: ROOT / "onnxcompress" / name for name in ("analysis", "channels", "data", "formats", "model")
 }
 
 
