@@ -18,7 +18,6 @@ from onnxcompress.analysis.rows import Counter, Row, bytes_of, spend
 from onnxcompress.analysis.settle import Settled, settle
 from onnxcompress.crossbar import Crossbars
 from onnxcompress.energy import Energy
-from onnxcompress.layers import constant
 from onnxcompress.liveness import Plan, plan
 from onnxcompress.runtimes.onnxruntime import OnnxRuntime
 from onnxcompress.target import Machine, find_target
@@ -137,12 +136,7 @@ def analyze(
     rows = list(counter.rows())
     layout = plan(graph, lambda value: bytes_of(value) or 0)
     memory = _memory(layout, settled)
-    weights = {value: tensor for node in graph for value, tensor in counter.weights(node).items()}
-    total = _total(rows)
-    total.parameters, total.nonzeros, total.stored_bytes, _ = counter.sizes(None, weights)
-    total.weight_bytes = sum(
-        min(tensor.nbytes, settled.held.get(value, tensor.nbytes)) for value, tensor in weights.items()
-    )
+    total = counter.total(rows)
     on_chip = machine.on_chip if machine is not None else 0
     spare = on_chip >= total.weight_bytes + memory.file_order
     for row, live in zip(rows, _live(layout, graph), strict=True):
@@ -192,20 +186,8 @@ def _memory(layout: Plan, settled: Settled) -> Memory:
         best.peak,
         best.optimal,
         [layout.steps[each].node.name or "" for each in best.steps],
-        sum(bytes_of(value) is None for value in values if value.name and constant(value) is None),
+        sum(bytes_of(value) is None for value in values if value.uses() or value.is_graph_output()),
     )
-
-
-def _total(rows: Iterable[Row]) -> Row:
-    """Return the sums of what is known of `rows`; what depends on shared weights is left at zero."""
-    rows = list(rows)
-    total = Row("all", "")
-    for name in ("macs", "effective_macs", "read", "written", "moved_bytes"):
-        setattr(total, name, sum(getattr(row, name) or 0 for row in rows))
-    found = [row.crossbars for row in rows if row.crossbars]
-    total.crossbars = Crossbars(*map(sum, zip(*found, strict=True))) if found else None
-    total.bits = max((row.bits for row in rows if row.macs), default=total.bits)
-    return total
 
 
 def _measure(rows: Iterable[Row], settled: Settled, threads: int, seed: int) -> Iterator[str]:

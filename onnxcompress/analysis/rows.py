@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,7 +108,8 @@ class Counter:
         for node in self._settled.model.graph:
             row = Row(node.name or "", node.op_type)
             weights = self.weights(node)
-            row.parameters, row.nonzeros, row.stored_bytes, row.weight_bytes = self.sizes(node, weights)
+            row.parameters, row.nonzeros, row.stored_bytes = self.stored(weights)
+            row.weight_bytes = sum(self.held(node, weights).values())
             row.bits = _bits(node)
             if (cost := node_cost(node)) is None:
                 row.unknown = _reason(node)
@@ -142,18 +143,39 @@ class Counter:
             if tensor is not None and tensor.dtype is not ir.DataType.STRING
         }
 
-    def sizes(
-        self, node: ir.Node | None, weights: dict[ir.Value, ir.TensorProtocol]
-    ) -> tuple[int, int, int, int]:
-        """Return the elements of `weights`, those that aren't zero, and their bytes in the file and held."""
-        settled, small = self._settled, node is not None and _bits(node) <= 8
-        stored = sum(settled.stored.get(value, tensor.nbytes) for value, tensor in weights.items())
-        held = (settled.held.get(value) if small else None for value in weights)
-        sizes = (
-            own if own is not None else each.nbytes for own, each in zip(held, weights.values(), strict=True)
-        )
+    def held(self, node: ir.Node, weights: dict[ir.Value, ir.TensorProtocol]) -> dict[ir.Value, int]:
+        """Return the bytes of the `weights` of `node` in an engine's memory."""
+        small = self._settled.held if _bits(node) <= 8 else {}
+        return {value: small.get(value, tensor.nbytes) for value, tensor in weights.items()}
+
+    def stored(self, weights: Mapping[ir.Value, ir.TensorProtocol]) -> tuple[int, int, int]:
+        """Return the elements of `weights`, those that aren't zero, and their bytes in the file."""
         elements = sum(tensor.size for tensor in weights.values())
-        return elements, sum(map(self.nonzeros, weights)), stored, sum(sizes)
+        stored = (self._settled.stored.get(value, tensor.nbytes) for value, tensor in weights.items())
+        return elements, sum(map(self.nonzeros, weights)), sum(stored)
+
+    def total(self, rows: Iterable[Row]) -> Row:
+        """Return the sums of what is known of `rows`; a weight that several nodes read counts once."""
+        rows = list(rows)
+        total = Row("all", "")
+        for name in ("macs", "effective_macs", "read", "written", "moved_bytes"):
+            setattr(total, name, sum(getattr(row, name) or 0 for row in rows))
+        found = [row.crossbars for row in rows if row.crossbars]
+        total.crossbars = Crossbars(*map(sum, zip(*found, strict=True))) if found else None
+        total.bits = max((row.bits for row in rows if row.macs), default=total.bits)
+        missing = sum(row.unknown is not None for row in rows)
+        total.unknown = f"without {missing} nodes that are not counted" if missing else None
+        weights: dict[ir.Value, tuple[ir.Value, ir.TensorProtocol]] = {}
+        held: dict[ir.Value, int] = {}
+        for node in self._settled.model.graph:
+            own = self.weights(node)
+            for value, tensor in own.items():
+                weights.setdefault(self._settled.origins.get(value, value), (value, tensor))
+            for value, size in self.held(node, own).items():
+                held[value] = max(size, held.get(value, 0))
+        total.parameters, total.nonzeros, total.stored_bytes = self.stored(dict(weights.values()))
+        total.weight_bytes = sum(held.values())
+        return total
 
     def nonzeros(self, value: ir.Value) -> int:
         """Return how many elements of the constant `value` aren't zero."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,8 @@ class Settled:
     Every node has a name of its own. Weights that nodes compute from constants are initializers. Operators
     between DequantizeLinear and QuantizeLinear read and make the quantized values themselves. `stored` are
     the bytes of weights in the file, `held` those an engine keeps in memory, where either isn't what the
-    tensor says. `plain` is the model before that, with the same names, weights plain and functions in line.
+    tensor says; `origins` are the constants of their size that computed weights come from. `plain` is the
+    model before that, with the same names, weights plain and functions in line.
     """
 
     model: ir.Model
@@ -33,6 +35,7 @@ class Settled:
     file_bytes: int
     stored: dict[ir.Value, int] = field(default_factory=dict)
     held: dict[ir.Value, int] = field(default_factory=dict)
+    origins: dict[ir.Value, ir.Value] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -105,6 +108,10 @@ def _fold(settled: Settled, example: Example) -> None:
                 tensors = dict(_roots(value))
                 stored = (settled.stored.get(each, tensor.nbytes) for each, tensor in tensors.items())
                 settled.stored[new] = sum(stored)
+                alike = [
+                    each for each, tensor in tensors.items() if tensor.size == math.prod(value.shape.numpy())
+                ]
+                settled.origins |= dict.fromkeys([new] if len(alike) == 1 else [], *alike[:1])
                 source = constant(node.inputs[0]) if node.op_type == "DequantizeLinear" else None
                 if source is not None:
                     settled.held[new] = source.nbytes

@@ -164,7 +164,7 @@ def _together(rows: Iterable[Row]) -> Row:
 def _cells(row: Row, timed: Sequence[bool]) -> list[str]:
     """Return the figures of a line of the table of nodes."""
     cells = [short(row.parameters)]
-    if row.unknown:
+    if row.unknown and row.macs is None:
         return [*cells, "?", "?", "?", "?", *("?" for known in timed if known)]
     intensity = three_digits(row.intensity) if row.intensity else ""
     cells += [short(row.macs or 0), short(row.written or 0), intensity, joules(row.energy or 0)]
@@ -183,9 +183,10 @@ def _figures(analysis: Analysis) -> Iterator[tuple[str, str, str]]:
     yield "parameters", f"{total.parameters:,}", part
     yield "file", count_bytes(analysis.file_bytes), f"{count_bytes(total.stored_bytes)} of weights"
     macs = total.macs or 0
-    effective = f"{total.effective_macs:,} with weights that aren't zero"
-    yield "MACs", f"{macs:,}", effective if total.effective_macs != macs else ""
-    yield "activations", f"{total.written or 0:,}", "elements written"
+    sums = [total.unknown] if total.unknown else []
+    effective = [f"{total.effective_macs:,} with weights that aren't zero"] * (total.effective_macs != macs)
+    yield "MACs", f"{macs:,}", ", ".join(effective + sums)
+    yield "activations", f"{total.written or 0:,}", ", ".join(["elements written", *sums])
     best = "no order takes less" if memory.optimal else "the best order found"
     yield "peak activations", count_bytes(memory.best_order), best
     yield "", count_bytes(memory.file_order), "in the file's order"

@@ -91,6 +91,34 @@ def test_a_shared_weight_counts_once_in_all() -> None:
     assert found.total.macs == 72
 
 
+def test_a_weight_that_is_read_as_it_is_and_transposed_counts_once() -> None:
+    made = models.model(
+        """net (float[1, 6] x) => (float[1, 6] y) <float[5, 6] w = {}> {
+            t = Transpose<perm=[1, 0]>(w) a = MatMul(x, t) y = MatMul(a, w) }"""
+    )
+    total = analyze(made).total
+    assert (total.parameters, total.stored_bytes, total.weight_bytes) == (30, 120, 240)
+
+
+def test_weights_that_float_operators_read_are_held_dense_however_stored() -> None:
+    made = models.model(
+        """net (float[1, 6] x) => (float[1, 6] y) <float s = {0.5}> {
+            d = DequantizeLinear(w, s) y = MatMul(x, d) }""",
+        {"w": np.arange(36, dtype=np.int8).clip(5, 40).reshape(6, 6) - np.int8(5)},
+    )
+    (row,) = analyze(made).rows
+    assert (row.bits, row.nonzeros, row.stored_bytes, row.weight_bytes) == (32, 30, 40, 144)
+    assert analyze(made).total.weight_bytes == 144
+
+
+def test_a_scalar_that_a_reduction_makes_is_counted() -> None:
+    made = models.model(
+        "net (float[4, 6] x) => (float[4, 6] y) { m = ReduceMean<keepdims=0>(x) y = Sub(x, m) }"
+    )
+    made.graph.node(0).outputs[0].shape = None
+    assert [row.written for row in analyze(made).rows] == [1, 24]
+
+
 def test_weights_that_nodes_compute_count_as_weights() -> None:
     made = models.model(
         """net (float[1, 6] x) => (float[1, 5] y, float[1, 4] b) <float[5, 6] w = {}, int64[2] s = {4, 6}> {
@@ -117,6 +145,7 @@ def test_operators_of_others_are_unknown_and_said_so() -> None:
     assert twist.unknown == "the operator is of com.example"
     assert product.unknown == "shapes depend on the data"
     assert any("Twist" in note for note in found.notes)
+    assert found.total.unknown == "without 2 nodes that are not counted"
     assert any("1 values whose size" in note for note in found.notes)
 
 
@@ -194,7 +223,8 @@ def test_products_with_one_row_or_column_are_of_a_matrix_and_a_vector(body: str,
     dims = "N, A" if "Gemm" in body else "N, A, B, C"
     made = models.model(
         f"""net (float[1, 4, 8, 8] x) => (float[{dims}] y) <float[4, 1, 3, 3] g = {{}},
-        float[5, 4, 3, 3] w = {{}}, float[256, 3] d = {{}}, float[8, 3] m = {{}}, float[8, 1] v = {{}}> {{ {body} }}"""
+        float[5, 4, 3, 3] w = {{}}, float[256, 3] d = {{}}, float[8, 3] m = {{}}, float[8, 1] v = {{}}>
+        {{ {body} }}"""
     )
     assert analyze(made).rows[-1].matrix == matrix
 
