@@ -224,11 +224,12 @@ def spend(row: Row, energy: Energy, machine: Machine | None, off_chip: int) -> N
 
 def bytes_of(value: ir.Value) -> int | None:
     """Return the bytes of a value that isn't constant; None where its shape or type isn't known."""
-    if value.dtype is None or value.shape is None or value.dtype is ir.DataType.STRING:
+    if value.shape is None or value.dtype in (None, ir.DataType.STRING, ir.DataType.UNDEFINED):
         return None
     dims = [dim for dim in value.shape if isinstance(dim, int)]
     if len(dims) < len(value.shape):
         return None
+    assert value.dtype is not None
     return math.ceil(math.prod(dims) * value.dtype.bitwidth / 8)
 
 
@@ -240,7 +241,8 @@ def _bytes(values: Iterable[ir.Value | None]) -> int:
 def _bits(node: ir.Node) -> int:
     """Return the bits of the numbers that `node` computes with: those of its first input."""
     value = next((each for each in node.inputs if each is not None), None)
-    return value.dtype.bitwidth if value is not None and value.dtype is not None else 32
+    kind = value.dtype if value is not None else None
+    return 32 if kind is None or kind in (ir.DataType.STRING, ir.DataType.UNDEFINED) else kind.bitwidth
 
 
 def _reason(node: ir.Node) -> str:

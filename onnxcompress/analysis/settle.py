@@ -17,6 +17,9 @@ from onnxcompress.formats.unpack import is_encoded, ledger, unpack
 from onnxcompress.layers import constant
 from onnxcompress.model import SparseTensor, clone, external_files, load, tensors, weight_bytes
 
+# They make as many elements as the data have it.
+_OPEN_ENDED = ("Compress", "NonMaxSuppression", "NonZero", "StringSplit", "Unique")
+
 
 @dataclass
 class Settled:
@@ -68,6 +71,8 @@ def settle(source: str | Path | ir.Model, shapes: Mapping[str, tuple[int, ...]])
             value.dtype = ir.DataType(kind)
     _fold(settled, example)
     _bypass(settled)
+    if names := [node.name or "" for node in settled.model.graph if node.op_type in _OPEN_ENDED]:
+        settled.notes.append(f"how much {', '.join(names)} make depends on the data: counted as one")
     return settled
 
 

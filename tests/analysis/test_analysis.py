@@ -10,7 +10,7 @@ import pytest
 
 from onnxcompress import compress
 from onnxcompress.analysis import Analysis, Row, analyze, columns
-from onnxcompress.analysis.tables import document, fits, pearson, spreadsheet
+from onnxcompress.analysis.tables import document, fits, model_tables, pearson, spreadsheet
 from onnxcompress.energy import Energy
 from onnxcompress.errors import UsageError
 from onnxcompress.formats.unpack import unpack
@@ -147,6 +147,31 @@ def test_operators_of_others_are_unknown_and_said_so() -> None:
     assert any("Twist" in note for note in found.notes)
     assert found.total.unknown == "without 2 nodes that are not counted"
     assert any("1 values whose size" in note for note in found.notes)
+
+
+def test_what_depends_on_the_data_is_counted_as_one_and_said_so() -> None:
+    made = models.model("net (float[2, 3] x) => (int64[2, N] y) { y = NonZero(x) }")
+    found = analyze(made)
+    assert (found.rows[0].written, found.rows[0].read) == (2, 6)
+    assert found.notes == ["how much y make depends on the data: counted as one"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "net (string[2] x) => (string[2] y) { y = Identity(x) }",
+        "net (string[2] x) => (string[2] y) { y = StringNormalizer(x) }",
+        "net (float[0, 3] x) => (float[0, 3] y) { y = Relu(x) }",
+        "net (float[1] x) => (float[1] x) { }",
+        """net (float[2] x) => (float[2] y) { s = SequenceConstruct(x, x)
+            i = Constant<value = int64 {0}>() y = SequenceAt(s, i) }""",
+    ],
+)
+def test_unusual_models_are_counted_and_printed(text: str) -> None:
+    found = analyze(models.model(text))
+    assert found.total.macs == 0
+    assert list(model_tables(found))
+    assert json.loads(document([found]))["models"][0]["total"]["parameters"] <= 1
 
 
 def test_graphs_inside_nodes_are_said_and_their_parameters_counted() -> None:
