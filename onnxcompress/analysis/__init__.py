@@ -144,6 +144,8 @@ def analyze(
         moved = (row.moved_bytes or 0) - held
         spend(row, energy, machine, (0 if spare else held) + (0 if live <= on_chip else moved))
     notes = [*settled.notes, *_notes(rows, memory)]
+    if target is not None and machine is None:
+        notes.append(f"{target} stands for many machines: no roofline, and everything comes from DRAM")
     if measure:
         notes += _measure(rows, settled, threads, seed)
     for name in ("compute_energy", "sram_energy", "dram_energy", "roofline_seconds", "seconds"):

@@ -81,6 +81,12 @@ def test_what_fits_on_the_chip_does_not_come_from_outside() -> None:
         assert row.bound == ("memory" if outside == held + conv else "compute")
 
 
+def test_a_target_without_a_typical_machine_is_said() -> None:
+    found = analyze(net(), target="cpu")
+    assert any(note.startswith("cpu stands for many machines") for note in found.notes)
+    assert found.total.roofline_seconds is None
+
+
 def test_a_shared_weight_counts_once_in_all() -> None:
     made = models.model(
         "net (float[1, 6] x) => (float[1, 6] y) <float[6, 6] w = {}> { a = MatMul(x, w) y = MatMul(a, w) }"
