@@ -116,7 +116,8 @@ def _fold(settled: Settled, example: Example) -> None:
                 alike = [
                     each for each, tensor in tensors.items() if tensor.size == math.prod(value.shape.numpy())
                 ]
-                settled.origins |= dict.fromkeys([new] if len(alike) == 1 else [], *alike[:1])
+                if len(alike) == 1:
+                    settled.origins[new] = alike[0]
                 source = constant(node.inputs[0]) if node.op_type == "DequantizeLinear" else None
                 if source is not None:
                     settled.held[new] = source.nbytes
