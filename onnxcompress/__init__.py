@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from onnxcompress.analysis import analyze as analyze
     from onnxcompress.base import Context as Context
     from onnxcompress.base import Effect as Effect
     from onnxcompress.base import Pass as Pass
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "analyze": "analysis",
     "Context": "base",
     "Effect": "base",
     "Pass": "base",

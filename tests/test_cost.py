@@ -52,3 +52,39 @@ def test_what_a_branch_costs_is_not_known() -> None:
                      else_branch = e () => (float[2] b) { b = Neg(x) }> }"""
     )
     assert node_cost(made.graph.node(0)) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "macs"),
+    [
+        (
+            "float[5, 2, 3] x, float[1, 16, 3] w, float[1, 16, 4] r| y = LSTM<hidden_size=4>(x, w, r)",
+            10 * 16 * 7,
+        ),
+        (
+            "float[2, 5, 3] x, float[2, 12, 3] w, float[2, 12, 4] r|"
+            "y = GRU<hidden_size=4, layout=1, direction='bidirectional'>(x, w, r)",
+            2 * 10 * 12 * 7,
+        ),
+        ("float[5, 2, 3] x, float[1, 4, 3] w, float[1, 4, 4] r| y = RNN<hidden_size=4>(x, w, r)", 10 * 4 * 7),
+        ("float[2, 3, 4] x, float[4, 5] w, float r| y = Einsum<equation='bij,jk->bik'>(x, w)", 2 * 3 * 4 * 5),
+        ("uint8[1, 4, 8, 8] x, int8[6, 2, 3, 3] w, float r| y = ConvInteger<group=2>(x, w)", 6 * 36 * 2 * 9),
+        ("uint8[3, 7] x, int8[7, 5] w, float r| y = MatMulInteger(x, w)", 3 * 7 * 5),
+    ],
+)
+def test_multiply_adds_are_those_a_hand_counts(text: str, macs: int) -> None:
+    inputs, body = text.replace("'", '"').split("|")
+    kind = "int32" if "Integer" in body else "float"
+    shape = {"Conv": "1, 6, 6, 6", "MatM": "3, 5", "Eins": "2, 3, 5"}.get(body.split("= ")[1][:4])
+    shape = shape or ("2, 5, 2, 4" if "layout" in body else "5, 1, 2, 4")
+    made = models.model(
+        f'<ir_version: 8, opset_import: ["": 14]> net ({inputs}) => ({kind}[{shape}] y) {{ {body} }}'
+    )
+    cost = node_cost(made.graph.node(0))
+    assert cost is not None
+    assert cost.macs == macs
+
+
+def test_arithmetic_that_is_not_counted_is_not_taken_for_none() -> None:
+    made = models.model("net (float[4, 4] x) => (float y) { y = Det(x) }")
+    assert node_cost(made.graph.node(0)) is None

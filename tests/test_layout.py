@@ -18,6 +18,7 @@ RANKS = [
         *("branches", "placement", "integer", "kmeans", "loss", "lowrank", "factors", "geometry", "chains"),
         *("grouping", "shuffling", "channels", "target", "blocks", "blockwise", "halves"),
         *("schemes", "compensation", "ends", "signs", "spreading"),
+        *("energy", "crossbar", "liveness"),
     ],
     ["formats"],
     ["runtimes"],
@@ -38,11 +39,11 @@ RANKS = [
     ],
     ["qdq", "rounding", "fixedpoint", "gate"],
     ["passes"],
-    ["recipe", "registry", "report", "trials", "cure", "check", "mixing", "pipeline"],
+    ["recipe", "registry", "report", "trials", "cure", "check", "mixing", "pipeline", "analysis"],
     ["cli"],
 ]
 PACKAGES = {"passes": ROOT / "passes", "runtimes": ROOT / "runtimes"} | {
-    name: ROOT / "onnxcompress" / name for name in ("channels", "data", "formats", "model")
+    name: ROOT / "onnxcompress" / name for name in ("analysis", "channels", "data", "formats", "model")
 }
 
 

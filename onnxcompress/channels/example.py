@@ -140,7 +140,8 @@ class Example:
             kind = found.get(f"o{place}")
             if kind is not None:
                 self._kinds[each] = kind.tensor_type.elem_type
-        return [_dims(found.get(f"o{place}")) or declared[place] for place in range(len(node.outputs))]
+        dims = [_dims(found.get(f"o{place}")) for place in range(len(node.outputs))]
+        return [known if own is None else own for own, known in zip(dims, declared, strict=True)]
 
 
 def measured(node: ir.Node, shape: Shape) -> np.ndarray:
