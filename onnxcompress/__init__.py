@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from onnxcompress.pipeline import Compressed as Compressed
     from onnxcompress.pipeline import compress as compress
     from onnxcompress.recipe import Recipe as Recipe
+    from onnxcompress.zoo import Job as Job
+    from onnxcompress.zoo import Outcome as Outcome
+    from onnxcompress.zoo import compress_many as compress_many
 
 __version__ = "0.1.0"
 
@@ -38,6 +41,9 @@ _HOMES = {
     "Compressed": "pipeline",
     "compress": "pipeline",
     "Recipe": "recipe",
+    "Job": "zoo",
+    "Outcome": "zoo",
+    "compress_many": "zoo",
 }
 __all__ = ["__version__", *_HOMES]
 

@@ -24,10 +24,11 @@ RANKS = [
     ["qdq"],
     ["passes"],
     ["recipe", "registry", "report", "check", "pipeline"],
+    ["zoo"],
     ["cli"],
 ]
 PACKAGES = {"passes": ROOT / "passes", "runtimes": ROOT / "runtimes"} | {
-    name: ROOT / "onnxcompress" / name for name in ("channels", "data", "formats", "model")
+    name: ROOT / "onnxcompress" / name for name in ("channels", "data", "formats", "model", "zoo")
 }
 
 
