@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "docs" / "self-extraction.md"]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "self-extraction.md", ROOT / "docs" / "zoo.md"]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -34,6 +34,8 @@ def test_the_commands_of_a_page_run_one_after_the_other(page: Path, elsewhere: P
     from onnxcompress.cli import main
 
     assert commands(page)
+    for block in blocks(page, "toml"):
+        (elsewhere / f"{page.stem}.toml").write_text(block)
     for command in commands(page):
         with pytest.raises(SystemExit) as left:
             main(shlex.split(command)[1:])

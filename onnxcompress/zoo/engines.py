@@ -59,7 +59,9 @@ def dask(address: str) -> Iterator[Executor]:
         from distributed import Client
     except ImportError as error:
         raise UsageError("dask: is not installed, expected pip install onnxcompress[dask]") from error
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # a lost scheduler is told by the outcomes
+    logging.getLogger("distributed.client").setLevel(
+        logging.CRITICAL
+    )  # a lost scheduler is told by the outcomes
     try:
         client = Client(address, timeout=PATIENCE, set_as_default=False)
     except (OSError, ValueError) as error:

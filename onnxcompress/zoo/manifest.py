@@ -157,7 +157,7 @@ class _Reader:
             isinstance(value, bool) and kind is not bool
         ):
             self.fail(section, key, f"{key}: is {value!r}, expected {WORDS[kind]}")
-        elif kind is list and not (value and all(isinstance(each, str) for each in value)):
+        elif kind is list and not are_texts(value):
             self.fail(section, key, f"{key}: is {value!r}, expected a list of texts")
 
     def check_value(self, section: Section, key: str, value: Any) -> None:
@@ -246,6 +246,11 @@ class _Reader:
             memory=None if memory is None else 1e9 * memory,
             seconds=values.get("seconds"),
         )
+
+
+def are_texts(values: Sequence[Any]) -> bool:
+    """Return whether `values` are texts, one or more."""
+    return bool(values) and all(isinstance(each, str) for each in values)
 
 
 def find_models(folder: Path, given: str) -> Iterator[tuple[str, Path]]:
