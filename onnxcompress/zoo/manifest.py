@@ -248,8 +248,8 @@ class _Reader:
         )
 
 
-def are_texts(values: Sequence[Any]) -> bool:
-    """Return whether `values` are texts, one or more."""
+def are_texts(values: Any) -> bool:
+    """Return whether the list `values` holds texts, one or more."""
     return bool(values) and all(isinstance(each, str) for each in values)
 
 
