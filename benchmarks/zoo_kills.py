@@ -52,8 +52,12 @@ def stamps(out: Path) -> dict[str, tuple[int, int]]:
     }
 
 
-def strike(folder: Path, engine: str, victim: str, seconds: float) -> str:
-    """Start a run into ``folder/out``, kill `victim` after `seconds`, wait for the end; return its words."""
+def strike(folder: Path, engine: str, victim: str, seconds: float) -> str | None:
+    """Start a run into ``folder/out``, kill `victim` after `seconds` and wait for the end.
+
+    Returns the last line it said; None where the run was over before.
+    """
+    folder.mkdir()
     (folder / "zoo.toml").write_text(MANIFEST)
     out = folder / "out"
     with ExitStack() as stack:
@@ -68,7 +72,8 @@ def strike(folder: Path, engine: str, victim: str, seconds: float) -> str:
             stderr=subprocess.PIPE,
             text=True,
         )
-        while not workers_in(out) and parent.poll() is None:
+        stack.callback(parent.kill)
+        while not workers_in(out):
             time.sleep(0.02)
         time.sleep(seconds)
         pids = {
@@ -77,15 +82,14 @@ def strike(folder: Path, engine: str, victim: str, seconds: float) -> str:
             "worker": [each.pid for each in processes[1:2]],
             "job": workers_in(out)[:1],
         }
-        for pid in pids[victim]:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+        if parent.poll() is not None or not pids[victim]:
+            parent.communicate(timeout=300)
+            return None
+        os.kill(pids[victim][0], signal.SIGKILL)
         if victim == "parent":
             time.sleep(random.random())
         _, said = parent.communicate(timeout=300)
-    return said.splitlines()[-1] if said and victim != "parent" else ""
+    return said.splitlines()[-1] if victim != "parent" else "gone without a word"
 
 
 def main() -> None:
@@ -109,11 +113,12 @@ def main() -> None:
         for number in range(arguments.kills):
             engine = engines[number % len(engines)]
             victim = VICTIMS[engine][number // len(engines) % len(VICTIMS[engine])]
-            folder = Path(name) / str(number)
-            folder.mkdir()
-            moment = random.uniform(0, whole)
-            said = strike(folder, engine, victim, moment)
-            check(folder / "out", expected, f"{engine}, {victim} after {moment:.1f} s", said)
+            said = None
+            while said is None:
+                folder = Path(tempfile.mkdtemp(dir=name)) / "zoo"
+                moment = random.uniform(0, whole)
+                said = strike(folder, engine, victim, moment)
+            check(folder / "out", expected, f"{number + 1}: {engine}, {victim} after {moment:.1f} s", said)
 
 
 def check(out: Path, expected: dict[str, str], what: str, said: str) -> None:

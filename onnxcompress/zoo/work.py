@@ -55,12 +55,11 @@ def run(task: Task) -> Outcome:
                 end(process)
         said.seek(max(0, said.seek(0, os.SEEK_END) - 4096))
         last = said.read().decode(errors="replace").strip().splitlines()[-1:]
-    status, message = ended or done_or_dead(task, scratch, process.returncode, *last)
+    status, message = ended or dead(scratch, process.returncode, *last)
     shutil.rmtree(scratch, ignore_errors=True)
-    seconds = time.perf_counter() - began
-    if status == DONE and (found := done(task)):
+    if found := done(task):  # also where its process was killed between its last deed and its end
         return found
-    return Outcome(job=task.job, status=status, seconds=seconds, message=message)
+    return Outcome(job=task.job, status=status, seconds=time.perf_counter() - began, message=message)
 
 
 def done(task: Task) -> Outcome | None:
@@ -131,14 +130,11 @@ def anonymous_memory(pid: int) -> int:
     return sum(1024 * int(fields[name].split()[0]) for name in ("RssAnon", "VmSwap") if name in fields)
 
 
-def done_or_dead(task: Task, scratch: Path, code: int, last: str = "") -> tuple[str, str]:
-    """Return how the process of `task`, which ended by itself with `code`, ended, and a line about it."""
-    if code == 0:
-        if (scratch / "result.json").exists():
-            status, message = json.loads((scratch / "result.json").read_text(encoding="utf-8"))
-            return status, message
-        if entry_path(task.out, task.key).exists():
-            return DONE, ""
+def dead(scratch: Path, code: int, last: str = "") -> tuple[str, str]:
+    """Return how a process that ended by itself with `code` failed, and a line about it."""
+    if code == 0 and (scratch / "result.json").exists():
+        status, message = json.loads((scratch / "result.json").read_text(encoding="utf-8"))
+        return status, message
     if code < 0:
         return "killed", f"killed by {signal.Signals(-code).name}"
     return "killed", f"ended with {code}: {last}" if last else f"ended with {code}"
