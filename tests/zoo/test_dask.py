@@ -54,7 +54,7 @@ def test_a_cluster_makes_the_same_files_and_outlives_a_worker(
 ) -> None:
     monkeypatch.setattr("onnxcompress.zoo.engines.PATIENCE", 5)
     address, (scheduler, *workers) = cluster
-    jobs = zoos.small_jobs(4)
+    jobs = zoos.small_jobs(3)
     out = tmp_path / "dask"
 
     def kill_one(state: State) -> None:
@@ -64,7 +64,7 @@ def test_a_cluster_makes_the_same_files_and_outlives_a_worker(
     with open_engine("dask", None, address) as executor:
         wait_for_workers(executor, 3)
         outcomes = compress_many(jobs, executor, out=out, watch=kill_one)
-        assert [each.status for each in outcomes] == ["done"] * 4
+        assert [each.status for each in outcomes] == ["done"] * 3
         assert workers[0].wait(5) == -signal.SIGKILL
         kept = zoos.stamps(out)
 
@@ -72,13 +72,15 @@ def test_a_cluster_makes_the_same_files_and_outlives_a_worker(
             if state.running:
                 scheduler.send_signal(signal.SIGKILL)
 
-        more = zoos.small_jobs(4, "prune(sparsity={}),quant")
+        more = zoos.small_jobs(2, "prune(sparsity={}),quant")
         lost = compress_many(more, executor, out=tmp_path / "lost", watch=kill_scheduler)
         assert "lost" in {each.status for each in lost}
         assert lost[-1].message == "the executor has given it up"
-    compress_many(jobs, out=tmp_path / "here")
-    assert zoos.made(out) == zoos.made(tmp_path / "here")
-    assert [each.resumed for each in compress_many(jobs, out=out, resume=True)] == [True] * 4
+    compress_many(jobs[:1], out=tmp_path / "here")
+    found = zoos.made(out)
+    assert zoos.made(tmp_path / "here").items() <= found.items()
+    assert len(set(found.values())) == 3
+    assert [each.resumed for each in compress_many(jobs, out=out, resume=True)] == [True] * 3
     assert zoos.stamps(out) == kept
 
 
