@@ -40,8 +40,9 @@ def finished(out: Path, key: str) -> Mapping[str, Any] | None:
 def publish(made: Path, out: Path, label: str, key: str, figures: Mapping[str, Any], seconds: float) -> None:
     """Move the files of a job from the folder `made` to their places, then enter it into the journal.
 
-    The model goes away first and comes last: where it is, its report and external data are its own. All moves
-    are renames. FileNotFoundError where `made` is gone: the run has ended.
+    What an earlier job made there must have been withdrawn. The model comes last: where it is, its report and
+    external data are its own. All moves are renames. FileNotFoundError where `made` is gone: the run has
+    ended.
     """
     target = out / f"{label}.onnx"
     files = {f"{label}{each.name.removeprefix(target.stem)}": each for each in sorted(made.iterdir())}
@@ -54,7 +55,6 @@ def publish(made: Path, out: Path, label: str, key: str, figures: Mapping[str, A
     draft = made / "entry"
     write(draft, json.dumps(entry, indent=1))
     target.parent.mkdir(parents=True, exist_ok=True)
-    withdraw(out, label)
     for name in sorted(files, key=lambda name: (name.endswith(".onnx"), name)):
         os.replace(files[name], out / name)
     os.replace(draft, entry_path(out, key))

@@ -24,7 +24,7 @@ from onnxcompress.pipeline import compress
 from onnxcompress.report import Report
 from onnxcompress.verify import Tolerance
 from onnxcompress.zoo.jobs import DONE, Task
-from onnxcompress.zoo.journal import publish, withdraw
+from onnxcompress.zoo.journal import entry_path, publish, withdraw
 
 EVERY = 0.2  # seconds between two notes of progress
 
@@ -52,7 +52,9 @@ def work(task: Task) -> tuple[str, str]:
     """Compress, publish what came out, and return how that ended and a line about it."""
     began, job = time.perf_counter(), task.job
     made = Path("made")
-    made.mkdir()
+    made.mkdir()  # fails where the run has ended
+    if entry_path(task.out, task.key).exists():  # by another process, whose worker was thought dead
+        return DONE, ""
     file = made / f"{job.recipe}.onnx"
     try:
         withdraw(task.out, job.label)
