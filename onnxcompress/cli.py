@@ -327,15 +327,14 @@ def zoo(
     from onnxcompress.zoo.summary import tally, write_summary
     from onnxcompress.zoo.watch import watching
 
-    wanted = read_manifest(manifest)
-    folder = out or wanted.out or Path("out")
+    wanted = read_manifest(manifest, out)
     try:
         with open_engine(engine, jobs, scheduler) as executor, watching(terminal(stderr=True)) as watch:
-            outcomes = compress_many(wanted.jobs, executor, out=folder, resume=resume, watch=watch)
+            outcomes = compress_many(wanted.jobs, executor, out=wanted.out, resume=resume, watch=watch)
     except KeyboardInterrupt:
         fail("interrupted; --resume goes on with what isn't finished", 130)
-    write_summary(outcomes, folder)
-    click.echo(f"{folder / 'summary.md'}: {tally(outcomes)}")
+    write_summary(outcomes, wanted.out)
+    click.echo(f"{wanted.out / 'summary.md'}: {tally(outcomes)}")
     check_done(outcomes)
 
 

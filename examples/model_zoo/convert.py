@@ -2,8 +2,8 @@
 
     python convert.py resnet50-v1-7.tar.gz squeezenet1.1-7.tar.gz
 
-Archives go to ``models/<name of the archive>`` beside the manifest, what comes out to ``out``; a second run
-does what is new.
+Archives go to ``models/<name of the archive>`` beside the manifest, what comes out to ``out`` there; a second
+run does what is new.
 """
 
 import argparse
@@ -40,11 +40,10 @@ def main() -> None:
         unpack(archive, folder / "models")
     try:
         manifest = read_manifest(arguments.manifest)
-        out = manifest.out or folder / "out"
-        outcomes = compress_many(manifest.jobs, out=out, resume=True)
+        outcomes = compress_many(manifest.jobs, out=manifest.out, resume=True)
     except CompressError as error:
         sys.exit(str(error))
-    write_summary(outcomes, out)
+    write_summary(outcomes, manifest.out)
     print(markdown(outcomes))
 
 

@@ -50,15 +50,16 @@ WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or f
 
 @dataclass(frozen=True)
 class Manifest:
-    """The jobs of a zoo and the folder for their results (None: not said)."""
+    """The jobs of a zoo and the folder for their results."""
 
     jobs: list[Job]
-    out: Path | None
+    out: Path
 
 
-def read_manifest(path: str | Path) -> Manifest:
+def read_manifest(path: str | Path, out: Path | None = None) -> Manifest:
     """Return what the manifest `path` says, paths in it being relative to its folder.
 
+    `out` goes before the folder for results that it names; models in that folder are results, not sources.
     UsageError of one line, ``<file>:<line>: <key>: ...``, for what can be told to be wrong before a model is
     read.
     """
@@ -72,7 +73,7 @@ def read_manifest(path: str | Path) -> Manifest:
         raise UsageError(f"{path}: not a text file, expected a TOML manifest") from error
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path}: not TOML: {error}") from error
-    return _Reader(path, text, document).manifest()
+    return _Reader(path, text, document, out).manifest()
 
 
 @dataclass(frozen=True)
@@ -87,11 +88,12 @@ class Section:
 class _Reader:
     """Turns a manifest into jobs."""
 
-    def __init__(self, path: Path, text: str, document: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, text: str, document: Mapping[str, Any], out: Path | None) -> None:
         self.path = path
         self.text = text
         self.folder = path.absolute().parent
         self.top = Section("", 0, document)
+        self.given_out = out
         self.options = {key: kind for key, (kind, name) in OPTIONS.items() if name in ["", *known_options()]}
 
     def fail(self, section: Section, key: str, message: str) -> NoReturn:
@@ -102,6 +104,8 @@ class _Reader:
     def manifest(self) -> Manifest:
         """Return the manifest."""
         self.check(self.top, TOP)
+        named = self.folder / self.top.values["out"] if "out" in self.top.values else Path("out")
+        out = self.given_out or named
         models, recipes = self.sections("model", MODEL), self.sections("recipe", RECIPE)
         names = [each.values.get("name") for each in recipes]
         for each in recipes:
@@ -110,7 +114,7 @@ class _Reader:
         jobs = [
             self.job(model, recipe, target, name, file)
             for model in models
-            for name, file in self.files(model)
+            for name, file in self.files(model, out)
             for recipe in self.wanted(model, recipes)
             for target in recipe.values.get("targets", self.top.values.get("targets", [None]))
         ]
@@ -118,8 +122,7 @@ class _Reader:
             check_labels(jobs)
         except UsageError as error:
             raise UsageError(f"{self.path.name}: {error}") from error
-        out = self.top.values.get("out")
-        return Manifest(jobs, None if out is None else self.folder / out)
+        return Manifest(jobs, out)
 
     def sections(self, table: str, known: Mapping[str, type]) -> list[Section]:
         """Return the tables called `table`, checked; UsageError where there is none."""
@@ -183,13 +186,13 @@ class _Reader:
         except UsageError as error:
             self.fail(section, key, f"{key}: {error}")
 
-    def files(self, model: Section) -> Iterator[tuple[str, Path]]:
-        """Yield the models that the section `model` names, and their files."""
+    def files(self, model: Section, out: Path) -> Iterator[tuple[str, Path]]:
+        """Yield the models that the section `model` names, and their files, but none in `out`."""
         given, name = model.values.get("path"), model.values.get("name")
         if given is None:
             self.fail(model, "", "path: is missing in a [[model]] table")
         try:
-            found = list(find_models(self.folder, given))
+            found = list(find_models(self.folder, given, out.absolute()))
         except (ValueError, NotImplementedError) as error:
             self.fail(model, "path", f"path: {given}: {error}")
         if not found:
@@ -237,15 +240,19 @@ class _Reader:
         if target is not None:
             options["target"] = target
         memory = values.get("memory")
-        return Job(
-            model=file,
-            passes=self.recipe(recipe),
-            name=name,
-            recipe=label if target is None else f"{label}-{target}",
-            options=options,
-            memory=None if memory is None else 1e9 * memory,
-            seconds=values.get("seconds"),
-        )
+        passes = self.recipe(recipe)
+        try:
+            return Job(
+                model=file,
+                passes=passes,
+                name=name,
+                recipe=label if target is None else f"{label}-{target}",
+                options=options,
+                memory=None if memory is None else 1e9 * memory,
+                seconds=values.get("seconds"),
+            )
+        except UsageError as error:
+            self.fail(model, "path", f"path: {file.name}: {error}")
 
 
 def are_texts(values: Any) -> bool:
@@ -253,26 +260,26 @@ def are_texts(values: Any) -> bool:
     return bool(values) and all(isinstance(each, str) for each in values)
 
 
-def find_models(folder: Path, given: str) -> Iterator[tuple[str, Path]]:
+def find_models(folder: Path, given: str, out: Path) -> Iterator[tuple[str, Path]]:
     """Yield the models that the path, folder or pattern `given`, relative to `folder`, names; names first.
 
     In a folder those of all folders in it are meant, as in the ONNX model zoo: one that is alone in its
-    folder is called by the folder, others by folder and file.
+    folder is called by the folder, others by folder and file. What lies in `out` is left out.
     """
     path = folder / given
     if path.is_file():
         yield path.stem, path
     elif path.is_dir():
-        files = sorted(path.rglob("*.onnx"))
+        files = sorted(each for each in path.rglob("*.onnx") if not each.is_relative_to(out))
         for file in files:
             inner = file.parent.relative_to(path)
             alone = sum(each.parent == file.parent for each in files) == 1 and file.parent != path
             yield (inner if alone else inner / file.stem).as_posix(), file
     elif re.search(r"[*?\[]", given):
         base = Path(path.anchor)
-        yield from (
-            (file.stem, file) for file in sorted(base.glob(str(path.relative_to(base)))) if file.is_file()
-        )
+        for file in sorted(base.glob(str(path.relative_to(base)))):
+            if file.is_file() and not file.is_relative_to(out):
+                yield file.stem, file
 
 
 def line_of(text: str, section: Section, key: str) -> int | None:

@@ -1,3 +1,4 @@
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -5,6 +6,8 @@ import onnx
 import pytest
 import zoos
 from onnx import numpy_helper
+from rich.console import Console
+from rich.text import Text
 
 from onnxcompress.cli import main
 from onnxcompress.errors import UsageError
@@ -13,7 +16,7 @@ from onnxcompress.zoo.jobs import known_options
 from onnxcompress.zoo.manifest import OPTIONS, read_manifest
 from onnxcompress.zoo.many import State
 from onnxcompress.zoo.summary import comma_separated, markdown
-from onnxcompress.zoo.watch import Lines, duration
+from onnxcompress.zoo.watch import Lines, duration, watching
 
 ROOT = Path(__file__).parent.parent.parent
 GOOD = f"""
@@ -86,10 +89,24 @@ def test_a_folder_of_the_model_zoo_gives_names_and_data(tmp_path: Path) -> None:
     samples.mkdir()
     tensor = numpy_helper.from_array(np.zeros(1, np.float32))
     onnx.save_tensor(tensor, samples / "input_0.pb")
-    jobs = read(tmp_path, '[[model]]\npath = "zoo"\n[[recipe]]\nname = "s"\npasses = "prune"\n')
+    (tmp_path / "zoo" / "out" / "pair").mkdir(parents=True)
+    (tmp_path / "zoo" / "out" / "pair" / "s.onnx").write_bytes(b"a result of an earlier run")
+    text = '[[model]]\npath = "zoo"\n[[recipe]]\nname = "s"\npasses = "prune"\n'
+    jobs = read(tmp_path, f'out = "zoo/out"\n{text}')
     names = ["vision/pair/one", "vision/pair/two", "vision/squeezenet1.1"]
     assert [each.name for each in jobs] == names
     assert [each.options.get("data") for each in jobs] == [None, None, str(samples.parent)]
+
+
+def test_what_an_earlier_run_made_is_no_model_of_the_next(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for name in ("a", "mine/b"):
+        (tmp_path / f"{name}.onnx").write_bytes(b"")
+    text = '[[model]]\npath = "**/*.onnx"\n[[recipe]]\nname = "s"\npasses = "prune"\n'
+    assert len(read(tmp_path, text)) == 2
+    found = read_manifest(tmp_path / "zoo.toml", tmp_path / "mine")
+    assert [each.name for each in found.jobs] == ["a"]
+    assert found.out == tmp_path / "mine"
 
 
 # What can be wrong in a manifest: the text it is made of GOOD by, and what is said.
@@ -163,6 +180,12 @@ def test_a_mistake_is_one_line_with_its_place(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_model_whose_name_is_none_for_a_folder_is_refused_with_its_place(tmp_path: Path) -> None:
+    (tmp_path / "a:b.onnx").write_bytes(b"")
+    with pytest.raises(UsageError, match=r"zoo.toml:7: path: a:b.onnx: name: 'a:b' is no name for a file"):
+        read(tmp_path, GOOD.replace(str(zoos.SMALL), "*.onnx"))
+
+
 def test_what_is_no_manifest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="No such file"):
         read_manifest(tmp_path / "none.toml")
@@ -213,6 +236,17 @@ def test_the_summary_shows_figures_and_troubles() -> None:
         zip(header, second, strict=True)
     )
     assert len(table) == 4
+
+
+def test_progress_is_shown_as_bars_on_a_terminal() -> None:
+    console = Console(file=StringIO(), force_terminal=True, width=100)
+    with watching(console) as look:
+        look(State(3, [], {"a/prune": "prune (1 of 2)", "b/prune": "starts"}))
+        look(State(3, OUTCOMES[:1], {"b/prune": "encode (2 of 2)"}, left=75.0))
+        look(State(3, OUTCOMES, {}, left=0.0))
+    said = Text.from_ansi(console.file.getvalue()).plain  # type: ignore[attr-defined]
+    assert "[1/3] a/prune: done in 2.3 s, 500 B (0.250x)" in said
+    assert "3 of 3, 0 s left" in said
 
 
 def test_progress_is_a_line_for_each_event() -> None:
