@@ -209,16 +209,16 @@ class _Reader:
                 self.fail(model, "recipes", f"recipes: {unknown('recipe', name, known)}")
         return [known[name] for name in model.values.get("recipes", known)]
 
-    def recipe(self, section: Section) -> Recipe:
-        """Return the recipe that `section` spells."""
+    def recipe(self, section: Section) -> str:
+        """Return the recipe that `section` spells, as text."""
         ways = [key for key in ("passes", "preset", "file") if key in section.values]
         if len(ways) != 1:
             self.fail(section, "", "recipe: expected exactly one of passes, preset and file")
         key, value = ways[0], section.values[ways[0]]
         try:
             if key == "passes":
-                return as_recipe(value)
-            return preset(value) if key == "preset" else Recipe.read(self.folder / value)
+                return str(as_recipe(value))
+            return str(preset(value) if key == "preset" else Recipe.read(self.folder / value))
         except UsageError as error:
             self.fail(section, key, f"{key}: {error}")
 
