@@ -184,6 +184,15 @@ def test_arguments_of_the_other_engine_are_refused(arguments: tuple[str, ...], s
         pass
 
 
+def test_dask_that_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with (
+        pytest.raises(UsageError, match=r"dask: is not installed, expected pip install onnxcompress\[dask\]"),
+        open_engine("dask", None, "tcp://host:1"),
+    ):
+        pass
+
+
 def start(folder: Path, manifest: str) -> tuple[subprocess.Popen[str], Path]:
     """Start ``onnxcompress zoo`` on `manifest` in a process; return it and its folder of results."""
     (folder / "zoo.toml").write_text(manifest)
