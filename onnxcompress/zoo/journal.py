@@ -76,7 +76,7 @@ def write(path: Path, text: str) -> None:
 
 @contextmanager
 def opened(out: Path) -> Iterator[Path]:
-    """Yield a folder for what a run makes, within `out`; no other run works in `out` meanwhile.
+    """Yield a folder for what a run makes, within `out`; no other process runs in `out` meanwhile.
 
     The folder is moved away at the end, which stops what still works in it, here and on other machines, as
     does the start of the next run. UsageError where another run is at work, CompressError where nothing can
@@ -93,7 +93,7 @@ def opened(out: Path) -> Iterator[Path]:
     with lock:
         if fcntl is not None:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which forked workers don't inherit
             except OSError as error:
                 raise UsageError(f"{out}: another run is at work in this folder") from error
         shutil.rmtree(over, ignore_errors=True)

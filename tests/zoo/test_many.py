@@ -132,9 +132,18 @@ def test_what_is_left_of_an_earlier_result_goes_when_a_job_fails(tmp_path: Path)
     assert not target.exists()
 
 
-def test_two_runs_never_work_in_one_folder(tmp_path: Path) -> None:
-    with opened(tmp_path), pytest.raises(UsageError, match="another run is at work"):
-        compress_many(zoos.small_jobs(1), out=tmp_path)
+def test_two_processes_never_run_in_one_folder(tmp_path: Path) -> None:
+    take = "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.lockf(file, fcntl.LOCK_EX)"
+    with opened(tmp_path):
+        pass
+    command = [sys.executable, "-c", f"{take}; print(flush=True); input()", str(tmp_path / ".zoo" / "lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(UsageError, match="another run is at work"):
+            compress_many([], out=tmp_path)
+        other.kill()
+    assert compress_many([], out=tmp_path) == []
 
 
 @pytest.mark.parametrize(
