@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from onnxcompress.pipeline import compress as compress
     from onnxcompress.recipe import Recipe as Recipe
     from onnxcompress.trials import sensitivity as sensitivity
+    from onnxcompress.zoo import Job as Job
+    from onnxcompress.zoo import Outcome as Outcome
+    from onnxcompress.zoo import compress_many as compress_many
 
 __version__ = "0.1.0"
 
@@ -42,6 +45,9 @@ _HOMES = {
     "compress": "pipeline",
     "Recipe": "recipe",
     "sensitivity": "trials",
+    "Job": "zoo",
+    "Outcome": "zoo",
+    "compress_many": "zoo",
 }
 __all__ = ["__version__", *_HOMES]
 

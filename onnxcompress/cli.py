@@ -475,6 +475,43 @@ def analyze(
         raise BoundError("; ".join(over))
 
 
+@cli.command()
+@click.argument("manifest", metavar="MANIFEST.toml")
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "dask"]),
+    default="local",
+    show_default=True,
+    help="Where jobs run: in processes of this machine, or on a cluster of dask.distributed.",
+)
+@click.option(
+    "--jobs", type=click.IntRange(1), help="Jobs at a time with --engine local. [default: processors]"
+)
+@click.option("--scheduler", metavar="ADDRESS", help="Scheduler of --engine dask, such as tcp://host:8786.")
+@click.option("--resume", is_flag=True, help="Skip what an earlier run finished, if nothing of it changed.")
+@click.option("--out", type=Path, help="Folder for the results. [default: what the manifest says, or 'out']")
+def zoo(
+    manifest: str, engine: str, jobs: int | None, scheduler: str | None, resume: bool, out: Path | None
+) -> None:
+    """Compress many models by many recipes, as a manifest says (docs/zoo.md)."""
+    from onnxcompress.zoo import compress_many
+    from onnxcompress.zoo.engines import open_engine
+    from onnxcompress.zoo.jobs import check_done
+    from onnxcompress.zoo.manifest import read_manifest
+    from onnxcompress.zoo.summary import tally, write_summary
+    from onnxcompress.zoo.watch import watching
+
+    wanted = read_manifest(manifest, out)
+    try:
+        with open_engine(engine, jobs, scheduler) as executor, watching(terminal(stderr=True)) as watch:
+            outcomes = compress_many(wanted.jobs, executor, out=wanted.out, resume=resume, watch=watch)
+    except KeyboardInterrupt:
+        fail("interrupted; --resume goes on with what isn't finished", 130)
+    write_summary(outcomes, wanted.out)
+    click.echo(f"{wanted.out / 'summary.md'}: {tally(outcomes)}")
+    check_done(outcomes)
+
+
 @contextmanager
 def opened(models: Sequence[str], options: dict[str, Any]) -> Iterator[tuple[list[Any], Data, Any, Any]]:
     """Yield the models made ready to run, the data they run on, the tolerance, and the labels where known."""

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PAGES = [
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("self-extraction", "schemes", "analysis")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("self-extraction", "schemes", "analysis", "zoo")),
 ]
 
 
@@ -37,6 +37,8 @@ def test_the_commands_of_a_page_run_one_after_the_other(page: Path, elsewhere: P
     from onnxcompress.cli import main
 
     assert commands(page)
+    for block in blocks(page, "toml"):
+        (elsewhere / f"{page.stem}.toml").write_text(block)
     for command in commands(page):
         with pytest.raises(SystemExit) as left:
             main(shlex.split(command)[1:])

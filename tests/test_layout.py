@@ -40,10 +40,11 @@ RANKS = [
     ["qdq", "rounding", "fixedpoint", "gate"],
     ["passes"],
     ["recipe", "registry", "report", "trials", "cure", "check", "mixing", "pipeline", "analysis"],
+    ["zoo"],
     ["cli"],
 ]
 PACKAGES = {"passes": ROOT / "passes", "runtimes": ROOT / "runtimes"} | {
-    name: ROOT / "onnxcompress" / name for name in ("analysis", "channels", "data", "formats", "model")
+    name: ROOT / "onnxcompress" / name for name in ("analysis", "channels", "data", "formats", "model", "zoo")
 }
 
 
