@@ -34,11 +34,11 @@ RANKS = [
     ],
     ["qdq"],
     ["passes"],
-    ["recipe", "registry", "report", "check", "pipeline"],
+    ["recipe", "registry", "typed", "details", "report", "runs", "page", "check", "pipeline"],
     ["cli"],
 ]
 PACKAGES = {"passes": ROOT / "passes", "runtimes": ROOT / "runtimes"} | {
-    name: ROOT / "onnxcompress" / name for name in ("channels", "data", "formats", "model")
+    name: ROOT / "onnxcompress" / name for name in ("channels", "data", "formats", "model", "page")
 }
 
 
@@ -119,4 +119,4 @@ def test_importing_the_package_pulls_in_nothing_heavy() -> None:
     "statement", ["from onnxcompress.passes import Prune", "import onnxcompress.cli, onnxcompress.pipeline"]
 )
 def test_engines_are_imported_only_when_they_run(statement: str) -> None:
-    assert not loaded_after(statement) & {"onnxruntime", "onnxsim", "torch", "numba", "PIL"}
+    assert not loaded_after(statement) & {"onnxruntime", "onnxsim", "torch", "numba", "PIL", "jinja2"}
