@@ -62,13 +62,14 @@ def read(kind: Any, value: object, where: str) -> Any:
 
 def _either(kinds: tuple[Any, ...], value: object, where: str) -> Any:
     """Return `value` as the first of `kinds` it fits: None before others, an integer before a float."""
-    order = sorted(kinds, key=lambda kind: _ORDER.get(kind, len(_ORDER)))
-    for kind in order[:-1]:
+    for kind in sorted(kinds, key=lambda kind: _ORDER.get(kind, len(_ORDER))):
+        if kind not in _ORDER and value is not None and kind is not str:
+            return read(kind, value, where)  # or what is wrong inside of it
         try:
             return read(kind, value, where)
         except UsageError:
             continue
-    return read(order[-1], value, where)
+    raise UsageError(f"{where}: is {_told(value)}, expected {' or '.join(map(_named, kinds))}")
 
 
 _ORDER = {type(None): 0, bool: 1, int: 2, float: 3}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "docs" / "self-extraction.md"]
+PAGES = [ROOT / "README.md", *(ROOT / "docs" / name for name in ("self-extraction.md", "report.md"))]
 
 
 def blocks(page: Path, language: str) -> list[str]:

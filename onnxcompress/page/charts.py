@@ -15,6 +15,7 @@ from onnxcompress.details import Values
 WIDTH, HEIGHT = 360, 240  # of a plot; a phone shows it at about this size
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 40  # room for the axes
 SMALL = (160, 44)  # of a histogram
+NEAR = 14  # pixels: points as close as this share a label
 Place = tuple[float, float]
 _DASHES = ("none", "6 3", "2 3", "8 3 2 3")
 
@@ -57,12 +58,13 @@ class Axis(NamedTuple):
 
 
 def scatter(points: Sequence[Point], across: Axis, up: Axis, summary: str) -> str:
-    """Return a scatter plot of labelled points; the best are filled and joined by a line."""
+    """Return a scatter plot; the best points are filled and joined by a line, close ones share a label."""
     drawing = _plot(across, up, summary)
     best = sorted((point for point in points if point.best), key=lambda point: point.x)
     if len(best) > 1:
         path = _path(_place(across, up, point.x, point.y) for point in best)
         _add(drawing, "polyline", {"class": "front", "points": path})
+    labels: list[tuple[float, float, list[str]]] = []
     for point in points:
         x, y = _place(across, up, point.x, point.y)
         _add(
@@ -70,8 +72,14 @@ def scatter(points: Sequence[Point], across: Axis, up: Axis, summary: str) -> st
             "circle",
             {"class": "best" if point.best else "point", "cx": _f(x), "cy": _f(y), "r": "5"},
         )
-        right = x < WIDTH - RIGHT - 24
-        _write(drawing, point.label, x + (8 if right else -8), y - 5, "start" if right else "end", "mark")
+        near = [texts for left, top, texts in labels if abs(left - x) < NEAR and abs(top - y) < NEAR]
+        if near:
+            near[0].append(point.label)
+        else:
+            labels.append((x, y, [point.label]))
+    for x, y, texts in labels:
+        shift, anchor = (8, "start") if x < (LEFT + WIDTH) / 2 else (-8, "end")
+        _write(drawing, ", ".join(texts), x + shift, y - 5, anchor, "mark")
     return _text(drawing)
 
 

@@ -44,10 +44,12 @@ class Compared:
 
 @dataclass(frozen=True)
 class Measure:
-    """A figure of a run: how it is read, how it is written, and whether less of it is better."""
+    """A figure of a run: how it is read, what the model had before, how it is written, if less is better."""
 
-    title: str
+    name: str
+    unit: str
     value: Callable[[Report], float | None]
+    start: Callable[[Report], float | None]
     text: Callable[[float], str]
     less: bool = False
 
@@ -59,6 +61,11 @@ def _likeness(report: Report) -> Comparison | None:
 def _top1(report: Report) -> float | None:
     found = _likeness(report)
     return 100 * found.top1[1] if found and found.top1 else None
+
+
+def _top1_before(report: Report) -> float | None:
+    found = _likeness(report)
+    return 100 * found.top1[0] if found and found.top1 else None
 
 
 def _agreement(report: Report) -> float | None:
@@ -76,17 +83,19 @@ def _latency(report: Report) -> float | None:
 
 
 QUALITIES = (
-    Measure("top-1 accuracy, %", _top1, lambda value: f"{value:.2f}%"),
-    Measure("same predictions, %", _agreement, lambda value: f"{value:.2f}%"),
-    Measure("signal to noise, dB", _snr, decibels),
+    Measure("top-1 accuracy", "%", _top1, _top1_before, lambda value: f"{value:.2f}%"),
+    Measure("same predictions", "%", _agreement, lambda report: 100.0, lambda value: f"{value:.2f}%"),
+    Measure("signal to noise", "dB", _snr, lambda report: None, decibels),
 )
-LATENCY = Measure("latency, share of before", _latency, lambda value: f"{value:.2f}x", less=True)
+LATENCY = Measure(
+    "latency", "share of before", _latency, lambda report: 1.0, lambda value: f"{value:.2f}x", less=True
+)
 
 
 def compared(runs: Sequence[Run]) -> Compared:
     """Return what there is to see of several runs."""
     measures = [each for each in (*QUALITIES, LATENCY) if any(_known(each, run) is not None for run in runs)]
-    found = Compared([f"#{each.title}" for each in measures], [])
+    found = Compared([f"#{each.name}" for each in measures], [])
     quality = next((each for each in QUALITIES if all(_plotted(each, run) for run in runs)), None)
     if quality is None:
         found.missing.append(
@@ -119,18 +128,25 @@ def _plotted(measure: Measure, run: Run) -> bool:
 
 
 def _plot(measure: Measure, runs: Sequence[Run]) -> Plot:
-    sizes = [run.report.after.bytes / 1000 if run.report.after else 0.0 for run in runs]
-    values = [_known(measure, run) or 0.0 for run in runs]
-    front = best((size, value if measure.less else -value) for size, value in zip(sizes, values, strict=True))
+    places = [
+        (str(number), run.report.after.bytes if run.report.after else 0, _known(measure, run) or 0.0)
+        for number, run in enumerate(runs, 1)
+    ]
+    starts = {(run.report.before.bytes, measure.start(run.report)) for run in runs}
+    (size, start), *others = starts
+    if not others and start is not None:
+        places.insert(0, ("before", size, start))
+    divisor, unit = (10**6, "MB") if max(size for _, size, _ in places) >= 10**7 else (1000, "kB")
+    front = best((size, value if measure.less else -value) for _, size, value in places)
     points = [
-        Point(str(number), *place) for number, place in enumerate(zip(sizes, values, front, strict=True), 1)
+        Point(label, size / divisor, value, good)
+        for (label, size, value), good in zip(places, front, strict=True)
     ]
     chosen = ", ".join(point.label for point in sorted(points, key=lambda point: point.x) if point.best)
-    unit, divisor = ("MB", 1000) if max(sizes) >= 10_000 else ("kB", 1)
-    points = [point._replace(x=point.x / divisor) for point in points]
-    across = Axis.around(f"size, {unit}", [point.x for point in points], zero=True)
     caption = (
-        f"Size and {measure.title.partition(',')[0]}. Filled, on the line: the runs that no other beats "
-        f"in both, from the smallest on {chosen}."
+        f"Size and {measure.name}. Filled, on the line: what nothing else beats in both, "
+        f"from the smallest on {chosen}."
     )
-    return Plot(scatter(points, across, Axis.around(measure.title, values), caption), caption)
+    across = Axis.around(f"size, {unit}", [point.x for point in points], zero=True)
+    up = Axis.around(f"{measure.name}, {measure.unit}", [point.y for point in points])
+    return Plot(scatter(points, across, up, caption), caption)

@@ -12,6 +12,8 @@ from onnxcompress.formats.unpack import Row
 from onnxcompress.page.charts import histogram
 from onnxcompress.report import Report, decibels, figures, milliseconds
 
+SMALLEST = 0.001  # share of a file that has a line of its own
+
 
 class Fall(NamedTuple):
     """The size of the file after a step; the last three are shares of the longest bar."""
@@ -112,11 +114,12 @@ class Run:
     def _parts(self, rows: list[Row]) -> Iterator[Part]:
         total = _total(rows) or 1
         ordered = sorted(rows, key=lambda row: -row.bytes)
-        for row in ordered[: self.most]:
+        shown = [row for row in ordered[: self.most] if row.bytes >= SMALLEST * total]
+        for row in shown:
             name = row.name or f"({row.format})"
             yield Part(name, row.format if row.name else "", row.bytes, row.bytes / total)
-        if rest := ordered[self.most :]:
-            yield Part(f"({len(rest)} smaller parts)", "", _total(rest), _total(rest) / total)
+        if rest := ordered[len(shown) :]:
+            yield Part(f"({len(rest)} smaller)", "", _total(rest), _total(rest) / total)
 
     @property
     def qualities(self) -> list[Quality]:
