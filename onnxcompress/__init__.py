@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from onnxcompress.pipeline import Compressed as Compressed
     from onnxcompress.pipeline import compress as compress
     from onnxcompress.recipe import Recipe as Recipe
+    from onnxcompress.trials import sensitivity as sensitivity
 
 __version__ = "0.1.0"
 
@@ -38,6 +39,7 @@ _HOMES = {
     "Compressed": "pipeline",
     "compress": "pipeline",
     "Recipe": "recipe",
+    "sensitivity": "trials",
 }
 __all__ = ["__version__", *_HOMES]
 

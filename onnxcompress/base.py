@@ -135,11 +135,13 @@ class Result:
     """The rewritten model and a record of every layer looked at.
 
     A pass calls :meth:`changed` or :meth:`left` for each layer; counts and `modified` are derived from the
-    records. `numbers` are what the pass found out about the model as a whole.
+    records. `numbers` are what the pass found out about the model as a whole. `replay` is the pass that does
+    the same on any machine, set by one that decided by measuring.
     """
 
     def __init__(self, model: ir.Model) -> None:
         self.model = model
+        self.replay: Pass | None = None
         self.records: list[Record] = []
         self.numbers: dict[str, Number] = {}
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxcompress.base import Effect, Pass, Runnable, Runtime
+from onnxcompress.base import Context, Effect, Pass, Runnable, Runtime
+from onnxcompress.cure import cure, hurt
 from onnxcompress.data import Data
+from onnxcompress.drop import Limit, measured
 from onnxcompress.errors import BoundError, CompressError, UsageError
 from onnxcompress.model import clone
 from onnxcompress.recipe import Recipe
@@ -26,7 +28,7 @@ UNSOUND = "the model's outputs hold NaN or infinity before any pass: what is sai
 class Check:
     """Compares models on samples as a run goes on, and writes what it finds into the report.
 
-    Without `wanted` it runs nothing.
+    Without `wanted` it runs nothing. The whole run must keep `limit`, on the data `judged`.
     """
 
     engine: Runtime
@@ -35,9 +37,11 @@ class Check:
     report: Report
     judged: Data | None
     wanted: bool
+    limit: Limit | None = None
     first: Runnable | None = None
     last: Runnable | None = None
     steady: bool = True
+    advice: str = ""
 
     def start(self, model: ir.Model | Path) -> None:
         """Make the first model ready, and find out whether its outputs can be compared at all."""
@@ -100,6 +104,25 @@ class Check:
             self.report.evaluation = compare(
                 self.first, self.last, self.judged, labels=labels, tolerance=self.tolerance
             )
+
+    def blame(self, passes: Sequence[Pass], given: ir.Model, last: ir.Model, context: Context) -> None:
+        """Note which layer `passes`, which made `last` of `given`, hurt most, where outputs are far apart."""
+        found = self.report.evaluation or self.report.comparison
+        if found is not None and hurt(found):
+            self.advice = cure(given, last, passes, context, self.samples)
+            self.report.notes += [self.advice] if self.advice else []
+
+    def bound(self) -> None:
+        """Measure what was lost of the metric that has a limit; BoundError where it is too much."""
+        if self.limit is None:
+            return
+        assert self.first is not None
+        assert self.last is not None
+        self.report.drop = measured(self.limit.metric, self.first, self.last, self.report.evaluation)
+        try:
+            self.limit.check(self.report.drop)
+        except BoundError as error:
+            raise BoundError("; ".join(filter(None, (str(error), self.advice)))) from error
 
 
 def difference(comparison: Comparison) -> str:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from onnxcompress.base import Pass
     from onnxcompress.data import Data
+    from onnxcompress.layerwise import Passage
 
 COMMAND = "onnxcompress.command"  # where the context holds the whole command line
 EPILOG = "More: 'onnxcompress passes NAME' explains a pass and its options; README.md has examples."
@@ -94,6 +95,12 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Threads of the engine; 0: the physical cores.",
         ),
         click.option(
+            "--runtime",
+            default="onnxruntime",
+            show_default=True,
+            help="Engine that runs and times models: onnxruntime, openvino (an extra) or interpreter.",
+        ),
+        click.option(
             "--seed", type=click.IntRange(0), default=0, show_default=True, help="Source of all randomness."
         ),
         click.option(
@@ -130,7 +137,23 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @cli.command(context_settings={"help_option_names": ["-h", "--help"]}, epilog=EPILOG)
 @click.argument("source", metavar="IN.onnx")
 @click.argument("output", metavar="OUT.onnx")
-@click.option("--passes", "recipe", help="Recipe, such as prune(sparsity=0.6),quant.")
+@click.option(
+    "--passes",
+    "recipe",
+    help="Recipe, such as prune(sparsity=0.6),quant; quant|cluster: for each layer one or none, by bounds.",
+)
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(0),
+    help="Points of --metric that may be lost on --eval data; more: exit 3, nothing is written.",
+)
+@click.option(
+    "--confidence", type=float, help="Hold --max-drop also on other data alike, with this probability."
+)
+@click.option("--max-size", type=float, help="Most that OUT.onnx may take, as a share of IN.onnx.")
+@click.option(
+    "--max-latency", type=float, help="Most time that OUT.onnx may take, as a share of IN.onnx, here."
+)
 @click.option("--recipe", "recipe_file", type=Path, help="Recipe in a TOML file.")
 @click.option("--preset", "preset_name", help="Ready-made recipe: lossless, fast, small or tiny.")
 @data_options
@@ -177,14 +200,14 @@ def compress(
 ) -> None:
     """Rewrite IN.onnx into OUT.onnx (the default command)."""
     from onnxcompress import pipeline
-    from onnxcompress.recipe import Recipe, preset
+    from onnxcompress.recipe import Recipe, parse, preset
     from onnxcompress.report import tables
     from onnxcompress.verify import Tolerance
 
     logging.basicConfig(level=log_level.upper(), format="%(name)s: %(message)s")
     if sum(each is not None for each in (recipe, recipe_file, preset_name)) != 1:
         raise UsageError("recipe: expected exactly one of --passes, --recipe and --preset")
-    chosen = Recipe.parse(recipe) if recipe is not None else preset(preset_name) if preset_name else None
+    chosen = parse(recipe) if recipe is not None else preset(preset_name) if preset_name else None
     if (
         recipe_file is not None
         and Path(output).exists()
@@ -230,18 +253,22 @@ def passes(name: str | None) -> None:
 @click.argument("first", metavar="A.onnx")
 @click.argument("second", metavar="B.onnx")
 @data_options
+@click.option("--layers", is_flag=True, help="List the error entering and leaving every layer, too.")
 @click.option(
     "--exact", is_flag=True, help="Exit with 3 where the outputs do not agree within the tolerance."
 )
-def compare_command(first: str, second: str, exact: bool, **options: Any) -> None:
+def compare_command(first: str, second: str, layers: bool, exact: bool, **options: Any) -> None:
     """Compare the outputs of two models on data."""
-    from onnxcompress.report import comparison_table
+    from onnxcompress.report import comparison_table, passages_table
     from onnxcompress.verify import compare
 
     with opened([first, second], options) as (runnables, samples, tolerance, labels):
         before, after = runnables
         found = compare(before, after, samples, labels=labels, tolerance=tolerance, random=samples.random)
+        rows = passages_of(first, second, samples, options["threads"]) if layers else []
     terminal().print(comparison_table(found, options["metric"]))
+    if layers:
+        terminal().print(passages_table(rows))
     if exact and not found.exact:
         raise BoundError(
             f"{second}: outputs differ from those of {first}: {found.worst_output}, {found.snr:.1f} dB"
@@ -260,6 +287,45 @@ def bench(models: Sequence[str], seconds: float, **options: Any) -> None:
     with opened(models, options) as (runnables, samples, _, _):
         found = latencies(runnables, next(iter(samples)), budget=seconds, min_pairs=30)
     terminal().print(latency_table(list(zip(models, found, strict=True))))
+
+
+@cli.command()
+@click.argument("source", metavar="MODEL.onnx")
+@click.option(
+    "--schemes",
+    default="quant(activations=none)",
+    show_default=True,
+    help="Lossy passes to try, such as quant|cluster(bits=4).",
+)
+@data_options
+@click.option(
+    "--exclude", multiple=True, help="Leave out layers whose whole name matches this regular expression."
+)
+@click.option(
+    "--report",
+    "report_file",
+    type=Path,
+    help="Write the figures to this file as JSON; what it holds already isn't measured again.",
+)
+def sensitivity(
+    source: str,
+    check_rtol: float | None,
+    check_atol: float | None,
+    metric: str | None,
+    shapes: Sequence[tuple[str, tuple[int, ...]]],
+    **options: Any,
+) -> None:
+    """Print what a model loses when each layer alone is compressed, and what that saves."""
+    from onnxcompress.report import sensitivity_table
+    from onnxcompress.trials import sensitivity as measure
+    from onnxcompress.verify import check_metric
+
+    check_metric(metric)
+    if options["evaluation"] is None and options["data"] is None:
+        say_notes(["random inputs: they tell nothing about accuracy"])
+    with progress_bar() as progress:
+        found = measure(source, shapes=dict(shapes), progress=progress, **options)
+    terminal().print(sensitivity_table(found.rows, metric))
 
 
 @cli.command()
@@ -325,6 +391,16 @@ def report(files: Sequence[str], html_file: Path | None) -> None:
     click.echo(f"{html_file}: {len(found)} runs" if len(found) > 1 else str(html_file))
 
 
+def passages_of(first: str, second: str, samples: Data, threads: int) -> list[Passage]:
+    """Return the error around every layer of the model in the file `first` that the one in `second` makes."""
+    from onnxcompress.layerwise import passages
+    from onnxcompress.model import load
+    from onnxcompress.registry import find_runtime
+
+    engine = find_runtime("onnxruntime").make(threads=threads)
+    return passages(load(first), load(second), engine, samples)
+
+
 @contextmanager
 def opened(models: Sequence[str], options: dict[str, Any]) -> Iterator[tuple[list[Any], Data, Any, Any]]:
     """Yield the models made ready to run, the data they run on, the tolerance, and the labels where known."""
@@ -337,7 +413,7 @@ def opened(models: Sequence[str], options: dict[str, Any]) -> Iterator[tuple[lis
     loaded = [load(each) for each in models]
     shapes = dict(options["shapes"])
     given = options["evaluation"] or options["data"]
-    engine = find_runtime("onnxruntime").make(threads=options["threads"])
+    engine = find_runtime(options["runtime"]).make(threads=options["threads"])
     if given is None:
         samples = random_data(loaded[0], shapes=shapes, seed=options["seed"])
         say_notes(["random inputs: they tell nothing about accuracy"])

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import onnx_ir as ir
+import onnx_ir.passes.common as common
 
 from onnxcompress.layers import constant
 from onnxcompress.model import graphs
@@ -173,3 +174,9 @@ def drop(value: ir.Value) -> None:
         del home(value).initializers[value.name or ""]
     else:
         home(value).remove(producer, safe=True)
+
+
+def tidy(model: ir.Model) -> None:
+    """Drop the nodes, initializers and functions of `model` that nothing uses any more."""
+    common.RemoveUnusedNodesPass()(model)
+    common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]

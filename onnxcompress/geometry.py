@@ -33,6 +33,14 @@ def window(layer: Layer) -> Window | str:
     return Window(outputs, layer.size // outputs if outputs else 0)
 
 
+def rows_read(layer: Layer) -> Window | None:
+    """Return the window in which inputs of `layer` are rows times a matrix; None if not so, or empty."""
+    found = window(layer)
+    if isinstance(found, str) or found.groups > 1 or layer.op == "ConvTranspose" or not layer.size:
+        return None
+    return found
+
+
 def _convolution(layer: Layer) -> Window | str:
     """Return the window of `layer`, a Conv or ConvTranspose, or why it can't be told."""
     attributes, (outputs, inputs, *sizes) = layer.node.attributes, layer.shape

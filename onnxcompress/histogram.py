@@ -11,6 +11,7 @@ import numpy as np
 BINS = 2048  # on either side of zero
 _CHUNK = 1 << 16
 _LEVELS = 256
+TRIED = 128  # ends on either side of zero that are compared
 _START = -115  # smaller numbers count as zero, and the number of bins to one is still a float32
 
 
@@ -93,6 +94,33 @@ def entropy_range(counts: np.ndarray, width: float) -> tuple[float, float]:
     if first < middle:
         first = last - _best_end(counts[first:last][::-1], last - middle)
     return (first - middle) * width, (last - middle) * width
+
+
+def error_range(counts: np.ndarray, width: float) -> tuple[float, float]:
+    """Return the range whose 256 levels are off least from the numbers, in the mean square.
+
+    `counts` and `width` are those of a :class:`Histogram`. Rounding inside the range costs a twelfth of the
+    squared step, what lies beyond its squared distance; zeros cost nothing. Ends are taken from grids of
+    TRIED bins on either side.
+    """
+    middle = counts.size // 2
+    filled = np.flatnonzero(counts)
+    first, last = min(int(filled[0]), middle), max(int(filled[-1]) + 1, middle)
+    counts = counts.astype(np.float64)
+    counts[middle] = min(counts[middle], counts[middle + 1])
+    centres = (np.arange(counts.size) - middle + 0.5) * width
+    sums = [np.concatenate([[0.0], np.cumsum(counts * centres**power)]) for power in range(3)]
+    shares = np.linspace(1 / TRIED, 1, TRIED)
+    lows = np.unique(np.rint(middle - (middle - first) * shares).astype(int))[:, None]
+    highs = np.unique(np.rint(middle + (last - middle) * shares).astype(int))[None, :]
+    low, high = (lows - middle) * width, (highs - middle) * width
+    inside = sums[0][highs] - sums[0][lows]
+    below = sums[2][lows] - 2 * low * sums[1][lows] + low**2 * sums[0][lows]
+    above, more, most = (total[-1] - total[highs] for total in sums)
+    beyond = most - 2 * high * more + high**2 * above
+    errors = inside * ((high - low) / (_LEVELS - 1)) ** 2 / 12 + below + beyond
+    at_low, at_high = np.unravel_index(np.argmin(errors), errors.shape)
+    return float(low[at_low, 0]), float(high[0, at_high])
 
 
 def _best_end(counts: np.ndarray, least: int) -> int:

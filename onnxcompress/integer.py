@@ -6,6 +6,7 @@ written the way onnxruntime fuses into one DynamicQuantizeMatMul; in other engin
 operators it is made of.
 """
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,7 +15,7 @@ import onnx_ir as ir
 from onnxcompress.edit import Edit, drop, home, replace_uses, substitute
 from onnxcompress.layers import Layer
 from onnxcompress.model import lazy
-from onnxcompress.quantize import to_int8, weight_scale
+from onnxcompress.quantize import FULL, to_int8, weight_scale
 
 _FLOAT = ir.DataType.FLOAT
 DYNAMIC_OPSET = 11  # DynamicQuantizeLinear
@@ -38,23 +39,37 @@ class Integers:
             self._constants[key] = self.edit.constant(graph, wanted, content)
         return self._constants[key]
 
-    def store(self, readers: list[Layer], dynamic: bool, per_channel: bool) -> list[Layer]:
+    def store(
+        self,
+        readers: list[Layer],
+        dynamic: Collection[Layer],
+        per_channel: bool,
+        levels: int = FULL,
+        clip: bool = False,
+        then: Callable[[np.ndarray, np.ndarray], None] | None = None,
+    ) -> list[Layer]:
         """Keep the weight that all of `readers` read as int8; return those that multiply integers.
 
-        These are the readers that can where `dynamic`; all other nodes that read the weight get it expanded.
-        Reads the weight once, for its scale.
+        These are the readers among `dynamic` that can; all other nodes that read the weight get it expanded.
+        Integers that are multiplied are of `levels` steps on each side. With `clip` scales are those
+        that round best. `then` is handed weight and scale, where integers aren't multiplied. Reads the weight
+        once, for its scale.
         """
         value, tensor = readers[0].weight, readers[0].tensor
-        products = [layer for layer in readers if dynamic and multiplies_integers(layer)]
+        products = [layer for layer in readers if layer in dynamic and multiplies_integers(layer)]
         products = [
             layer for layer in products if layer.node.graph not in self.edit.bodies
         ]  # of opsets of their own
         products = [layer for layer in products if layer.channel_axes == products[0].channel_axes]
         axes = (products or readers)[0].channel_axes if per_channel else ()
-        scale = weight_scale(readers[0].value(), axes)
+        levels = levels if products else FULL
+        weight = readers[0].value()
+        scale = weight_scale(weight, axes, levels, clip)
+        if then is not None and not products:
+            then(weight, scale)
         others = len(value.uses()) > len(products) or value.is_graph_output()
         turn = bool(products) and not others and all(_transposed(layer) for layer in products)
-        stored = self.stored(value, tensor, scale, turn)
+        stored = self.stored(value, tensor, scale, levels, turn)
         for layer in products:
             turned = stored if turn or not _transposed(layer) else self._turn(stored, value)
             self._product(layer, turned, scale)
@@ -64,13 +79,18 @@ class Integers:
         return products
 
     def stored(
-        self, value: ir.Value, tensor: ir.TensorProtocol, scale: np.ndarray, turn: bool = False
+        self,
+        value: ir.Value,
+        tensor: ir.TensorProtocol,
+        scale: np.ndarray,
+        levels: int = FULL,
+        turn: bool = False,
     ) -> ir.Value:
         """Return a constant with `tensor`, what `value` holds, in steps of `scale`; transposed if `turn`."""
         dims = tuple(tensor.shape.numpy())
 
         def integers(weight: np.ndarray) -> np.ndarray:
-            steps = to_int8(weight, scale)
+            steps = to_int8(weight, scale, levels)
             return np.ascontiguousarray(steps.T) if turn else steps
 
         shape = tuple(reversed(dims)) if turn else dims

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from onnxcompress.base import Context
+from onnxcompress.base import Context, Runnable
 from onnxcompress.data import random_data
 from onnxcompress.errors import CompressError, UsageError
 from onnxcompress.layers import constant
@@ -90,8 +90,8 @@ def _told(attribute: ir.Attr) -> str:
 
 
 def _content(tensor: ir.TensorProtocol | None) -> bytes | None:
-    """Return the content of `tensor` where it is integers that may be sizes or axes."""
-    if tensor is None or not tensor.dtype.is_integer() or tensor.size > _SMALL:
+    """Return the content of `tensor` where it is integers that may be sizes or axes, which are int64."""
+    if tensor is None or tensor.dtype is not ir.DataType.INT64 or tensor.size > _SMALL:
         return None
     return tensor.tobytes()
 
@@ -101,11 +101,24 @@ def faster(latency: Latency) -> bool:
     return latency.high < SURELY
 
 
+@dataclass(frozen=True)
+class Fed:
+    """A runnable that runs on `given`, whatever it is fed."""
+
+    runnable: Runnable
+    given: Mapping[str, np.ndarray]
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the outputs by name."""
+        return self.runnable.run(self.given)
+
+
 @dataclass
 class Stopwatch:
     """Times alternatives in the engine of `context`, with its threads, for about `seconds` in all.
 
-    Alternatives of a kind that was timed before aren't timed again.
+    What runs longer than the seconds that are left is run six times. Alternatives of a kind that was timed
+    before aren't timed again.
     """
 
     context: Context
@@ -120,9 +133,10 @@ class Stopwatch:
     def times(
         self, models: Sequence[ir.Model], feeds: Mapping[str, np.ndarray] | None = None
     ) -> list[Latency]:
-        """Return the latencies of `models`, of the same inputs, run in turns; ratios are to the first.
+        """Return the latencies of `models` run in turns; ratios are to the first.
 
-        Without `feeds` inputs are random. CompressError where the engine can't run one, or time is over.
+        Models of the same inputs may be given `feeds`, else each gets random ones. CompressError where the
+        engine can't run one, or time is over.
         """
         key = tuple(map(kind, models))
         if key in self._known:
@@ -132,9 +146,17 @@ class Stopwatch:
         began, runtime = time.perf_counter(), self.context.runtime
         assert runtime is not None
         engine = type(runtime).make(threads=self.context.threads)
-        runnables = [engine.prepare(model) for model in models]
-        given = next(iter(random_data(models[0], count=1))) if feeds is None else feeds
-        self._known[key] = latencies(runnables, given, budget=EACH * len(models), min_pairs=PAIRS)
+        runnables = [
+            Fed(engine.prepare(model), next(iter(random_data(model, count=1))) if feeds is None else feeds)
+            for model in models
+        ]
+        self._known[key] = latencies(
+            runnables,
+            {},
+            budget=EACH * len(models),
+            min_pairs=PAIRS,
+            most=self.seconds - (self._spent + time.perf_counter() - began),
+        )
         self._spent += time.perf_counter() - began
         self.context.progress(len(self._known), None, "measuring")
         return self._known[key]

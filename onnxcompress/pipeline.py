@@ -13,18 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
-import onnx_ir.passes.common as common
 
 import onnxcompress
-from onnxcompress.base import Context, Need, Pass, silent
+from onnxcompress.base import Context, Effect, Need, Pass, silent
 from onnxcompress.check import Check, difference
 from onnxcompress.data import Data, load_data, random_data, split_slice
 from onnxcompress.details import details, origin
+from onnxcompress.drop import Limit, Metric, metric_name
+from onnxcompress.edit import tidy
 from onnxcompress.errors import BoundError, CompressError, UsageError
 from onnxcompress.formats.inlining import inline as write_in_line
 from onnxcompress.formats.unpack import unpack as decode
 from onnxcompress.layers import layers
 from onnxcompress.measure import latencies
+from onnxcompress.mixing import Search
 from onnxcompress.model import (
     MappedTensor,
     clone,
@@ -41,9 +43,9 @@ from onnxcompress.model import (
     write_text,
 )
 from onnxcompress.page import page, page_template
-from onnxcompress.recipe import Recipe, as_recipe
+from onnxcompress.recipe import Mix, Recipe, as_recipe, parse
 from onnxcompress.registry import find_runtime
-from onnxcompress.report import Report, Size, Step
+from onnxcompress.report import Report, Size, Step, spread
 from onnxcompress.target import Target, find_target
 from onnxcompress.verify import (
     Tolerance,
@@ -80,14 +82,18 @@ class Compressed:
 
 def compress(
     model: str | Path | onnx.ModelProto | ir.Model,
-    passes: str | Recipe | Pass | Sequence[Pass | str],
+    passes: str | Recipe | Mix | Pass | Sequence[Pass | str],
     *,
     output: str | Path | None = None,
     report_file: str | Path | None = None,
     html_file: str | Path | None = None,
     data: Any = None,
     evaluation: Any = None,
-    metric: str | None = None,
+    metric: Metric | None = None,
+    max_drop: float | None = None,
+    confidence: float | None = None,
+    max_size: float | None = None,
+    max_latency: float | None = None,
     preprocess: str | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     runtime: str = "onnxruntime",
@@ -108,6 +114,12 @@ def compress(
 
     `data` are calibration inputs and `evaluation` inputs with labels, in any form
     :func:`onnxcompress.data.load_data` takes; `shapes` gives inputs the shapes that the model leaves open.
+    `metric` is what is watched on the evaluation data: one of METRICS, or a function of a model that is ready
+    to run, the larger the better. `max_drop` is how many points of it may be lost
+    (:class:`onnxcompress.drop.Drop`), with `confidence` also on other data alike; `max_size` is the most the
+    file may take and `max_latency` the most a run may, as shares of what they did (a ratio is too much where
+    its whole 95 % interval is). Text with a choice, such as ``simplify,quant|cluster,encode``,
+    is made a plain recipe by these bounds: for each layer one of the passes, or none.
     `target` names the machine to compile for (:mod:`onnxcompress.target`; None: this one).
     `verify` is "each" (outputs compared after every pass; the default up to 500 MB of weights), "end" or
     "off". `exclude` are regular expressions of layers no pass may touch. `inline` writes the bodies of all
@@ -118,16 +130,21 @@ def compress(
     Raises UsageError for a wrong request, BoundError where a check fails, CompressError for a model that
     can't be handled; nothing is written then.
     """
-    recipe = as_recipe(passes)
+    wanted = (
+        passes if isinstance(passes, Mix) else parse(passes) if isinstance(passes, str) else as_recipe(passes)
+    )
     if html_file is not None:
         page_template()  # what is missing for the page is told now
-    _check_request(recipe, verify, metric, evaluation, seed, threads)
+    limit = None if max_drop is None else Limit(metric or "top1", max_drop, confidence)
+    _check_request(wanted, verify, metric, evaluation, seed, threads)
+    _check_bounds(wanted, limit, confidence, max_size, max_latency, evaluation)
+    watched = metric if metric is None or isinstance(metric, str) else metric_name(metric)
     machine = find_target(target)
     current = load(model)
     source = Path(model) if isinstance(model, str | Path) else None
     apart = external_files(current, source) if source else {}
     told = report_file is not None or html_file is not None
-    stored = _bytes(current, told and output is not None)
+    loaded = _bytes(current, told and output is not None)
     if encoded := decode(current):
         notes(current).append(
             f"{len(encoded)} weights were encoded: they were unpacked before the first pass"
@@ -138,18 +155,24 @@ def compress(
     expected = signature(current)
     engine = find_runtime(runtime).make(threads=threads, frugal=large)
     calibration, judged, samples = _read_data(current, data, evaluation, preprocess, shapes or {}, seed)
-    if metric == "top1" and (judged is None or judged.labels is None):
+    if (metric == "top1" or (limit and limit.metric == "top1")) and (judged is None or judged.labels is None):
         raise UsageError("top1: the evaluation data has no labels, expected an array or a labels.csv")
     context = Context(
         calibration=calibration,
         target=machine.name,
-        metric=metric,
+        metric=watched,
         runtime=engine,
         seed=seed,
         threads=threads,
         exclude=(exclude,) if isinstance(exclude, str) else tuple(exclude),
         progress=progress,
     )
+    stored = source.stat().st_size + sum(apart.values()) if source else None
+    mixed, most = None, max_size and max_size * (stored or to_proto(current).ByteSize())
+    if isinstance(wanted, Mix):
+        recipe, mixed = Search(wanted, current, context, samples, judged, limit, most, max_latency).run()
+    else:
+        recipe = wanted
     for each in recipe.passes:
         each.require(context)
 
@@ -159,24 +182,31 @@ def compress(
         recipe=str(recipe),
         verify=verify,
         source=str(source or ""),
-        before=_size(current, source.stat().st_size + sum(apart.values()) if source and output else size),
+        before=_size(current, stored if stored and output else size),
         notes=[*_unmatched(current, context), *_data_notes(verify, samples, calibration, judged)],
-        metric=metric,
+        metric=watched,
+        mixed=mixed,
         target=machine.name,
     )
     given = clone(current) if told and not large else None
-    ahead = report.before.bytes - stored
+    ahead = report.before.bytes - loaded
     if told:
         report.decoded = ahead + _bytes(current, output is not None)
         report.origin = origin(command, seed, threads)
-    check = Check(engine, samples, tolerance, report, judged, judged is not None or verify != "off")
+    compared = judged is not None or limit is not None or max_latency is not None or verify != "off"
+    check = Check(engine, samples, tolerance, report, judged, compared, limit)
     check.start(source if large and source else clone(current))
+    untouched: ir.Model | None = None  # what the first lossy pass was given
+    done: list[Pass] = []  # what does the same again, wherever it runs
     for number, each in enumerate(recipe.passes):
         progress(number, len(recipe.passes), each.name)
         unchanged = clone(current) if verify == "each" else None
+        if untouched is None and each.effect is Effect.LOSSY and not large:
+            untouched = clone(current)
         with _naming(each):
-            current = _run(each, current, context, report)
-            _tidy(current)
+            current, replay = _run(each, current, context, report)
+            done.append(replay)
+            tidy(current)
             if not large:
                 materialise(current)
             check_valid(current, expected)
@@ -188,8 +218,10 @@ def compress(
         write_in_line(current)
         check_valid(current, expected)
     progress(len(recipe.passes), len(recipe.passes), "checking the whole")
-    _stamp(current, recipe, verify, machine)
+    _stamp(current, Recipe(tuple(done)), verify, machine)
     report.notes += [note for note in notes(current) if note not in report.notes]
+    if most and (taken := to_proto(current).ByteSize()) > most:
+        raise BoundError(f"max-size: {taken:,} bytes, expected {most:,.0f} at most")
 
     def finish(path: Path | None) -> None:
         try:
@@ -198,7 +230,7 @@ def compress(
             if verify == "end" and not large:  # find the pass and the node
                 compress(
                     model,
-                    recipe,
+                    Recipe(tuple(done)),
                     data=data,
                     shapes=shapes,
                     target=machine.name,
@@ -207,8 +239,14 @@ def compress(
                     seed=seed,
                 )
             raise
-        if measure_latency and not large and check.first and check.last:
+        if untouched is not None:
+            lossy = [each for each in done if each.effect is Effect.LOSSY]
+            check.blame(lossy, untouched, current, context)
+        check.bound()
+        if ((measure_latency and not large) or max_latency is not None) and check.first and check.last:
             report.latency = latencies([check.first, check.last], next(iter(samples)))[1]
+            if max_latency is not None and report.latency.low > max_latency:
+                raise BoundError(f"max-latency: {spread(report.latency)}, expected {max_latency:g} at most")
 
     if output is None:
         finish(None)
@@ -248,16 +286,44 @@ def unpack(source: str | Path, output: str | Path, *, external_data: bool = Fals
     return names
 
 
+def _check_bounds(
+    recipe: Recipe | Mix,
+    limit: Limit | None,
+    confidence: float | None,
+    max_size: float | None,
+    max_latency: float | None,
+    evaluation: object,
+) -> None:
+    """Raise UsageError where bounds are missing, or what they are measured on is."""
+    if limit is not None and isinstance(limit.metric, str) and evaluation is None:
+        raise UsageError("max-drop: needs evaluation data, none was given")
+    if confidence is not None and limit is None:
+        raise UsageError("confidence: is about max-drop, which was not given")
+    for name, share in (("max-size", max_size), ("max-latency", max_latency)):
+        if share is not None and not 0 < share <= 1:
+            raise UsageError(f"{name} is {share:g}, expected more than 0, 1 at most")
+    if isinstance(recipe, Mix) and limit is None and max_size is None and max_latency is None:
+        raise UsageError(
+            f"{recipe}: has a choice to be made, expected max-drop, max-size or max-latency to choose by"
+        )
+
+
 def _check_request(
-    recipe: Recipe, verify: str | None, metric: str | None, evaluation: object, seed: int, threads: int
+    recipe: Recipe | Mix,
+    verify: str | None,
+    metric: Metric | None,
+    evaluation: object,
+    seed: int,
+    threads: int,
 ) -> None:
     """Raise UsageError for what can be told to be wrong before the model is read."""
     if verify is not None and verify not in VERIFY:
         raise UsageError(f"verify is {verify!r}, expected one of {', '.join(VERIFY)}")
-    check_metric(metric)
-    if metric is not None and evaluation is None:
-        raise UsageError(f"{metric}: needs evaluation data, none was given")
-    if not recipe.passes:
+    if isinstance(metric, str):
+        check_metric(metric)
+        if evaluation is None:
+            raise UsageError(f"{metric}: needs evaluation data, none was given")
+    if isinstance(recipe, Recipe) and not recipe.passes:
         raise UsageError("recipe: names no pass, expected at least one")
     if seed < 0:
         raise UsageError(f"seed is {seed}, expected 0 or more")
@@ -325,7 +391,8 @@ def _unmatched(model: ir.Model, context: Context) -> Iterator[str]:
             yield f"exclude: {pattern!r} matches no layer"
 
 
-def _run(each: Pass, model: ir.Model, context: Context, report: Report) -> ir.Model:
+def _run(each: Pass, model: ir.Model, context: Context, report: Report) -> tuple[ir.Model, Pass]:
+    """Return what `each` makes of `model`, and the pass that makes the same of it again on any machine."""
     began, earlier = time.perf_counter(), opset(model)
     log.info("%s: starts", each)
     result = each.call(model, context)
@@ -334,7 +401,7 @@ def _run(each: Pass, model: ir.Model, context: Context, report: Report) -> ir.Mo
     seconds = time.perf_counter() - began
     log.info("%s: done in %.2f s, %s", each, seconds, result.counts(True) or "nothing changed")
     report.steps.append(Step(str(each), each.effect.value, seconds, result.records, numbers=result.numbers))
-    return result.model
+    return result.model, result.replay or each
 
 
 @contextmanager
@@ -346,12 +413,6 @@ def _naming(each: Pass) -> Iterator[None]:
         if str(error).startswith(f"{each.name}: "):
             raise
         raise type(error)(f"{each.name}: {error}") from error
-
-
-def _tidy(model: ir.Model) -> None:
-    """Drop the nodes, initializers and functions that nothing uses any more."""
-    common.RemoveUnusedNodesPass()(model)
-    common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
 
 
 def _stamp(model: ir.Model, recipe: Recipe, verify: str, target: Target) -> None:

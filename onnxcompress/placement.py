@@ -102,6 +102,19 @@ class Placement:
             if node not in done and node.graph is self.graph and not weighted:
                 yield node
 
+    def blocks(self) -> list[list[ir.Node]]:
+        """Return the connected parts that compute with integers, each in the order of the graph."""
+        inside = {**dict.fromkeys(self.nodes), **dict.fromkeys(self.bounded)}
+        places = {node: place for place, node in enumerate(self.graph)}
+        blocks: dict[ir.Node, list[ir.Node]] = {}
+        for node in sorted(inside, key=places.__getitem__):
+            makers = [value.producer() for value in node.inputs if value is not None]
+            joined = {id(blocks[maker]): blocks[maker] for maker in makers if maker in blocks}
+            block = [*(each for part in joined.values() for each in part), node]
+            blocks.update(dict.fromkeys(block, block))
+        found = {id(block): block for block in blocks.values()}
+        return [sorted(block, key=places.__getitem__) for block in found.values()]
+
     def read(self, node: ir.Node) -> list[ir.Value]:
         """Return the inputs of `node` that it reads as integers."""
         return activations(node)[1] if node in self.nodes else []
@@ -112,11 +125,12 @@ class Placement:
         self._parents.update({other: first for other in rest if other is not first})
 
 
-def place(graph: ir.Graph, weighted: dict[ir.Node, Layer]) -> Placement:
+def place(graph: ir.Graph, weighted: dict[ir.Node, Layer], absorb: bool = True) -> Placement:
     """Return where in `graph`, whose nodes are in topological order, integers go.
 
     `weighted` are the layers that may have their weight quantized. What feeds them is quantized; other
-    operators of the table compute with integers where an integer operator feeds them.
+    operators of the table compute with integers where an integer operator feeds them. Without `absorb` the
+    range of an output doesn't do the work of a Relu or Clip: it would have to end where that does.
     """
     found = Placement(graph)
     bounds: dict[ir.Value, Bounds] = {}  # what a Relu or Clip put on values, wherever they were moved since
@@ -144,12 +158,15 @@ def place(graph: ir.Graph, weighted: dict[ir.Node, Layer]) -> Placement:
             found.tie([*inputs, *node.outputs])
     for node in graph:
         if (
-            activations(node)[0] is How.BOUND
+            absorb
+            and activations(node)[0] is How.BOUND
             and node.outputs[0] in found.values
-            and _only_bounds(node, found)
+            and (value := node.inputs[0]) is not None
+            and _serves_one(value, found)
         ):
             found.bounded.append(node)
-            found.values.pop(node.inputs[0], None)  # type: ignore[arg-type]
+            found.values.pop(value, None)
+            found.tie([node.outputs[0], value])
     return found
 
 
@@ -212,14 +229,14 @@ def _leaves_integers(node: ir.Node) -> bool:
     return node.op_type != "MatMul"
 
 
-def _only_bounds(node: ir.Node, found: Placement) -> bool:
-    """Return whether an integer operator makes the input of `node` for it alone, with a scale of its own."""
-    value = node.inputs[0]
-    assert value is not None
+def _serves_one(value: ir.Value, found: Placement) -> bool:
+    """Return whether integer operators make `value`, and all it is moved from, for one reader alone.
+
+    Then the range of what that reader makes can be theirs: nobody else misses what it cuts off.
+    """
     maker = value.producer()
-    alone = len(value.uses()) == 1 and not value.is_graph_output()
-    return (
-        alone
-        and maker is not None
-        and (found.nodes.get(maker) in (How.WEIGHTED, How.OWN) or maker in found.bounded)
-    )
+    if maker is None or len(value.uses()) != 1 or value.is_graph_output():
+        return False
+    if found.nodes.get(maker) is How.TIED:
+        return len(maker.outputs) == 1 and all(_serves_one(each, found) for each in found.read(maker))
+    return found.nodes.get(maker) in (How.WEIGHTED, How.OWN) or maker in found.bounded

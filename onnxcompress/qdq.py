@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxcompress.calibrate import Range
+from onnxcompress.calibrate import Range, Statistics
+from onnxcompress.correction import fallen, takes_bias
 from onnxcompress.edit import drop, substitute
 from onnxcompress.integer import Integers
 from onnxcompress.layers import Layer, constant
 from onnxcompress.model import lazy
 from onnxcompress.placement import Placement
-from onnxcompress.quantize import activation_scale, roomy, to_int32, to_uint8, weight_scale
+from onnxcompress.quantize import (
+    FULL,
+    Activations,
+    activation_scale,
+    roomy,
+    to_int32,
+    to_integers,
+    weight_scale,
+)
+from onnxcompress.spreading import Spread, ratios
 
-_FLOAT, _UINT8 = ir.DataType.FLOAT, ir.DataType.UINT8
+_FLOAT = ir.DataType.FLOAT
 
 
 class _Scale(NamedTuple):
@@ -25,6 +36,22 @@ class _Scale(NamedTuple):
     scale: np.ndarray
     zero_point: np.ndarray
     constants: tuple[ir.Value, ir.Value]
+
+    @property
+    def dtype(self) -> ir.DataType:
+        """The type of the integers."""
+        return ir.DataType.from_numpy(self.zero_point.dtype)
+
+
+class _Steps(NamedTuple):
+    """Steps [channels] of what layers make and read, in those of the whole activation, where they differ.
+
+    `floats` are those that layers read which compute with floats.
+    """
+
+    made: dict[Layer, np.ndarray]
+    read: dict[Layer, np.ndarray]
+    floats: dict[Layer, np.ndarray]
 
 
 def refusal(layer: Layer, main: ir.Graph) -> str | None:
@@ -46,19 +73,34 @@ def write(
     integers: Integers,
     placement: Placement,
     weights: Sequence[list[Layer]],
-    ranges: Mapping[str, Range],
+    found: Statistics,
     per_channel: bool,
-) -> None:
-    """Make the operators of `placement` compute with integers.
+    form: Activations = Activations(),  # noqa: B008  frozen
+    levels: int = FULL,
+    clip: bool = False,
+    spread: Sequence[Spread] = (),
+) -> dict[Layer, np.ndarray]:
+    """Make the operators of `placement` compute with integers, `levels` of them on each side of a weight.
 
-    `weights` are the layers of the placement, those that share a weight together; `ranges` those of the
-    values that the placement observes, by name. Constants among these are looked at here.
+    `weights` are the layers of the placement, those that share a weight together. `found` has the ranges of
+    the values that the placement observes; constants among these are looked at here. Where it has the largest
+    numbers of the channels of an activation in `spread`, each channel gets steps of its own; where it has the
+    means of what a layer reads, its bias makes up for what rounding its weight does to the means it makes.
+    Return for layers of `spread` that compute with floats the steps [channels] of what they read, in those of
+    the whole activation, which their weights have been multiplied by.
     """
-    scales = _scales(integers, placement, ranges)
+    scales = _scales(integers, placement, found.ranges, form)
+    steps = _steps(spread, found.maxima, scales)
+    means = {
+        layer: found.means.get(value.name or "")
+        for readers in weights
+        for layer in readers
+        if (value := layer.node.inputs[0]) is not None
+    }
     stands = dict(_remove(node) for node in placement.bounded)
     scales = {stands.get(value, value): scale for value, scale in scales.items()}  # in the order of the graph
     for readers in weights:
-        _weigh(integers, readers, scales, per_channel)
+        _weigh(integers, readers, scales, per_channel, levels, clip, steps, means)
     for value, scale in scales.items():
         maker = value.producer()
         if constant(value) is not None:
@@ -67,9 +109,12 @@ def write(
             _pad(integers, maker, scale)
         else:
             _pair(integers, placement, value, scale)
+    return steps.floats
 
 
-def _scales(integers: Integers, placement: Placement, ranges: Mapping[str, Range]) -> dict[ir.Value, _Scale]:
+def _scales(
+    integers: Integers, placement: Placement, ranges: Mapping[str, Range], form: Activations
+) -> dict[ir.Value, _Scale]:
     """Return the scale of every value to quantize; values of one group have the same."""
     ends: dict[ir.Value, Range] = {}
     for value in placement.observed():
@@ -79,7 +124,7 @@ def _scales(integers: Integers, placement: Placement, ranges: Mapping[str, Range
         ends[group] = min(low, before[0]), max(high, before[1])
     made = {}
     for group, (low, high) in ends.items():
-        scale, zero_point = activation_scale(low, high)
+        scale, zero_point = activation_scale(low, high, form)
         graph = integers.edit.model.graph
         held = tuple(
             integers.constant(graph, f"{group.name}_{kind}", content)
@@ -87,6 +132,27 @@ def _scales(integers: Integers, placement: Placement, ranges: Mapping[str, Range
         )
         made[group] = _Scale(scale, zero_point, (held[0], held[1]))
     return {value: made[placement.group(value)] for value in placement.values}
+
+
+def _steps(
+    spread: Sequence[Spread], maxima: Mapping[str, np.ndarray], scales: Mapping[ir.Value, _Scale]
+) -> _Steps:
+    """Return the steps of channels, in those of the whole activation, of what layers make and read.
+
+    The weights of layers that read them as floats are multiplied by them.
+    """
+    found = _Steps({}, {}, {})
+    for each in spread:
+        scale, name = scales[each.value], each.value.name or ""
+        if name in maxima and scale.zero_point == np.iinfo(scale.zero_point.dtype).min:
+            ratio = ratios(maxima[name], 255 * float(scale.scale))
+            found.made[each.maker] = ratio
+            found.read.update(dict.fromkeys(each.readers, ratio))
+            for layer in each.floats:
+                across = ratio.reshape(-1, *[1] * (len(layer.shape) - 1))
+                layer.replace_weight(partial(np.multiply, across))
+                found.floats[layer] = ratio
+    return found
 
 
 def _known(value: ir.Value) -> Range | None:
@@ -110,15 +176,25 @@ def _remove(node: ir.Node) -> tuple[ir.Value, ir.Value]:
 
 
 def _weigh(
-    integers: Integers, readers: list[Layer], scales: Mapping[ir.Value, _Scale], per_channel: bool
+    integers: Integers,
+    readers: list[Layer],
+    scales: Mapping[ir.Value, _Scale],
+    per_channel: bool,
+    levels: int,
+    clip: bool,
+    channels: _Steps,
+    means: Mapping[Layer, np.ndarray | None],
 ) -> None:
     """Give `readers`, which share a weight, its int8 form, and each its int32 bias."""
-    first, edit = readers[0], integers.edit
+    first, edit, one = readers[0], integers.edit, np.float32(1)
     value, tensor, weight = first.weight, first.tensor, first.value()
     axis = first.channel_axes[-1]
-    scale = weight_scale(weight, (axis,) if per_channel else ())
+    scale = weight_scale(weight, (axis,) if per_channel else (), levels, clip)
+    inputs = {
+        layer: scales[layer.node.inputs[0]].scale * channels.read.get(layer, one)  # type: ignore[index]
+        for layer in readers
+    }
     biases = {layer: layer.bias() for layer in readers}
-    inputs = {layer: scales[layer.node.inputs[0]].scale for layer in readers}  # type: ignore[index]
     for layer, bias in biases.items():
         if bias is not None:
             needed = bias if per_channel else np.abs(bias).max(keepdims=True, initial=0)
@@ -126,30 +202,44 @@ def _weigh(
                 scale.shape
             )
     graph = edit.model.graph
-    stored = integers.stored(value, tensor, scale)
+    stored = integers.stored(value, tensor, scale, levels)
     steps = scale.reshape(-1) if per_channel else scale.reshape(())
     for layer, bias in biases.items():
         own = np.asarray(steps * np.float32(_alpha(layer)), np.float32)
+        made = np.asarray(channels.made.get(layer, one))
+        if takes_bias(layer):
+            bias = bias + fallen(layer, weight, scale, means[layer], levels)
         layer.node.attributes.pop("alpha", None)
-        its_scale = integers.constant(graph, f"{layer.name}_weight_scale", own)
+        counted = np.asarray(own * channels.read.get(layer, one) / made)
+        its_scale = integers.constant(graph, f"{layer.name}_weight_scale", counted)
         _dequantize(integers, layer, 1, stored, its_scale, axis if per_channel else None)
-        if len(layer.node.inputs) > 2 and layer.node.inputs[2] is not None and bias is not None:
-            _put_bias(integers, layer, bias, own * inputs[layer])
+        if bias is not None and (_bias(layer) is not None or (takes_bias(layer) and bias.any())):
+            _put_bias(integers, layer, bias, own * inputs[layer], made)
     if value.uses() or value.is_graph_output():
         integers.expand(value, stored, scale, tensor.dtype)
     drop(value)
 
 
-def _put_bias(integers: Integers, layer: Layer, bias: np.ndarray, scale: np.ndarray) -> None:
-    """Give `layer` its `bias` [channels] in steps of `scale` [channels, or one for all]."""
-    edit, old = integers.edit, layer.node.inputs[2]
+def _bias(layer: Layer) -> ir.Value | None:
+    return layer.node.inputs[2] if len(layer.node.inputs) > 2 else None
+
+
+def _put_bias(
+    integers: Integers, layer: Layer, bias: np.ndarray, scale: np.ndarray, made: np.ndarray
+) -> None:
+    """Give `layer` its `bias` [channels] in steps of `scale` [channels, or one for all].
+
+    Read as steps of ``scale / made``.
+    """
+    edit, old = integers.edit, _bias(layer)
     graph = edit.model.graph
     stored = edit.constant(graph, f"{layer.name}_bias_int32", to_int32(bias, scale))
-    its_scale = integers.constant(graph, f"{layer.name}_bias_scale", np.asarray(scale, np.float32))
+    its_scale = integers.constant(graph, f"{layer.name}_bias_scale", np.asarray(scale / made, np.float32))
     layer.node.attributes.pop("beta", None)
-    _dequantize(integers, layer, 2, stored, its_scale, 0 if scale.ndim else None)
-    assert old is not None
-    drop(old)
+    layer.node.resize_inputs(3)
+    _dequantize(integers, layer, 2, stored, its_scale, 0 if its_scale.shape else None)
+    if old is not None:
+        drop(old)
 
 
 def _dequantize(
@@ -179,12 +269,14 @@ def _pair(integers: Integers, placement: Placement, value: ir.Value, scale: _Sca
     another value only integer operators do.
     """
     edit, native = integers.edit, value.producer() in placement.nodes
+    if not native:
+        value = _unmatched(integers, value)
     uses = [use for use in value.uses() if native or value in placement.read(use.node)]
     quantize = edit.node(
         "QuantizeLinear",
         [value, *scale.constants],
         f"{value.name}_quantized",
-        dtype=_UINT8,
+        dtype=scale.dtype,
         shape=value.shape,
     )
     dequantize = edit.node(
@@ -207,6 +299,31 @@ def _pair(integers: Integers, placement: Placement, value: ir.Value, scale: _Sca
         rounded.name, value.name = value.name, edit.name(f"{value.name}_float")
 
 
+def _unmatched(integers: Integers, value: ir.Value) -> ir.Value:
+    """Return the `value` to quantize, made so that the engine leaves the weight of a float layer as it is.
+
+    Where a Conv or Gemm with a float weight lies between tensors that are quantized, with or without a Relu
+    or Clip behind it, onnxruntime 1.31 rounds the weight to int8 with one scale for all of it. A LeakyRelu of
+    slope 1, which computes nothing and is fused into the layer, is not what it looks for.
+    """
+    edit, behind = integers.edit, value
+    node = value.producer()
+    while node is not None and node.op_type in ("Relu", "Clip") and node.inputs[0] is not None:
+        behind, node = node.inputs[0], node.inputs[0].producer()
+    if node is None or node.op_type not in ("Conv", "ConvTranspose", "Gemm") or node.inputs[0] is None:
+        return value
+    before = node.inputs[0].producer()
+    if before is None or before.op_type != "DequantizeLinear" or behind.is_graph_output():
+        return value
+    same = edit.node(
+        "LeakyRelu", [behind], f"{behind.name}_float", {"alpha": 1.0}, dtype=behind.dtype, shape=behind.shape
+    )
+    edit.after(behind, [same], edit.model.graph)
+    for reader, place in [use for use in behind.uses() if use.node is not same]:
+        reader.replace_input_with(place, same.outputs[0])
+    return same.outputs[0] if behind is value else value
+
+
 def _pad(integers: Integers, node: ir.Node, scale: _Scale) -> None:
     """Let `node`, a Pad behind a Q/DQ pair, pad integers: onnxruntime has no rule that does it."""
     edit, value = integers.edit, node.outputs[0]
@@ -214,7 +331,7 @@ def _pad(integers: Integers, node: ir.Node, scale: _Scale) -> None:
     assert dequantized is not None
     assert node.inputs[1] is not None
     inputs = [dequantized.inputs[0], node.inputs[1], scale.constants[1], *node.inputs[3:]]
-    padded = edit.node("Pad", inputs, f"{value.name}_quantized", dtype=_UINT8, shape=value.shape)
+    padded = edit.node("Pad", inputs, f"{value.name}_quantized", dtype=scale.dtype, shape=value.shape)
     padded.attributes.update(node.attributes)
     last = edit.node(
         "DequantizeLinear", [padded.outputs[0], *scale.constants], f"{value.name}_dequantized", dtype=_FLOAT
@@ -229,9 +346,11 @@ def _constant(integers: Integers, placement: Placement, value: ir.Value, scale: 
     """Let integer operators read the constant `value` as integers."""
     edit, tensor = integers.edit, constant(value)
     assert tensor is not None
-    content = lazy(tensor, lambda values: to_uint8(values, scale.scale, scale.zero_point), dtype=_UINT8)
+    content = lazy(
+        tensor, lambda values: to_integers(values, scale.scale, scale.zero_point), dtype=scale.dtype
+    )
     graph = edit.model.graph
-    stored = edit.constant(graph, f"{value.name}_uint8", content)
+    stored = edit.constant(graph, f"{value.name}_{scale.zero_point.dtype}", content)
     node = edit.node(
         "DequantizeLinear",
         [stored, *scale.constants],

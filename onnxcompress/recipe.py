@@ -22,7 +22,7 @@ _TOKEN = re.compile(
     r"""\s*(?: (?P<number> [+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)? (?![\w.]) )
            | (?P<word> [A-Za-z_][\w-]* )
            | (?P<text> '(?:[^'\\]|\\.)*' | "(?:[^"\\]|\\.)*" )
-           | (?P<sign> [(),=] ) )""",
+           | (?P<sign> [(),=|] ) )""",
     re.VERBOSE,
 )
 
@@ -45,7 +45,12 @@ class Recipe:
     @staticmethod
     def parse(text: str) -> Recipe:
         """Return the recipe that `text` spells; UsageError where it can't be read."""
-        return Recipe(tuple(_Parser(text).passes()))
+        steps = list(_Parser(text).steps())
+        for each in steps:
+            if len(each) > 1:
+                listed = "|".join(map(str, each))
+                raise UsageError(f"recipe: a choice of {listed}, expected one, or a bound to choose by")
+        return Recipe(tuple(each for (each,) in steps))
 
     def to_toml(self) -> str:
         """Return the recipe as TOML, every option that differs from its default spelt out."""
@@ -80,6 +85,58 @@ class Recipe:
             raise UsageError(f"{path}: {error.strerror}") from error
         except UnicodeDecodeError as error:
             raise UsageError(f"{path}: not a text file, expected a TOML recipe") from error
+
+
+@dataclass(frozen=True)
+class Mix:
+    """A recipe one of whose steps is a choice between passes, to be made for each layer.
+
+    Text: ``simplify,quant|cluster(bits=4),encode``.
+    """
+
+    before: Recipe
+    schemes: tuple[Pass, ...]
+    after: Recipe
+
+    def __str__(self) -> str:
+        """Return the text form."""
+        return ",".join(filter(None, (str(self.before), "|".join(map(str, self.schemes)), str(self.after))))
+
+    @staticmethod
+    def parse(text: str) -> Mix:
+        """Return what `text` spells; UsageError where it can't be read or doesn't hold exactly one choice."""
+        steps = list(_Parser(text).steps())
+        places = [place for place, each in enumerate(steps) if len(each) > 1]
+        if len(places) != 1:
+            raise UsageError(f"recipe: {text!r} has {len(places)} choices between passes, expected one")
+        (place,) = places
+        before, after = (
+            Recipe(tuple(each for (each,) in part)) for part in (steps[:place], steps[place + 1 :])
+        )
+        return Mix(before, check_schemes(steps[place]), after)
+
+
+def parse(text: str) -> Recipe | Mix:
+    """Return the recipe that `text` spells, with or without a choice between passes."""
+    return Mix.parse(text) if any(len(each) > 1 for each in _Parser(text).steps()) else Recipe.parse(text)
+
+
+def parse_schemes(text: str) -> tuple[Pass, ...]:
+    """Return the passes of a choice such as ``quant|cluster(bits=4)``; a single one is a choice, too."""
+    steps = list(_Parser(text).steps())
+    if len(steps) != 1:
+        raise UsageError(f"schemes: {text!r} has several steps, expected passes with | between them")
+    return check_schemes(steps[0])
+
+
+def check_schemes(passes: Sequence[Pass]) -> tuple[Pass, ...]:
+    """Return `passes`, each applicable to one layer alone; UsageError where one isn't, or is there twice."""
+    for each in passes:
+        if each.effect is not Effect.LOSSY or not any(own.name == "exclude" for own in each.options()):
+            raise UsageError(f"{each.name}: can't be applied to one layer alone, expected a lossy pass")
+    if len(set(passes)) < len(passes):
+        raise UsageError(f"schemes: {'|'.join(map(str, passes))} names a pass twice")
+    return tuple(passes)
 
 
 def make(name: str, options: dict[str, Any]) -> Pass:
@@ -180,25 +237,33 @@ class _Parser:
         self.advance()
         return word
 
-    def passes(self) -> Iterator[Pass]:
-        """Yield the passes of the whole text."""
-        while True:
-            name, options = self.word("the name of a pass"), {}
-            if self.take("("):
-                while not self.take(")"):
-                    key = self.word("an option")
-                    if not self.take("="):
-                        self.fail(f"= after {key}")
-                    if key in options:
-                        raise UsageError(f"{name}: option {key} is given twice")
-                    options[key] = self.value()
-                    if not self.take(",") and self.token != ")":
-                        self.fail(", or )")
-            yield make(name, options)
-            if self.kind == "":
-                return
-            if not self.take(","):
+    def steps(self) -> Iterator[list[Pass]]:
+        """Yield the steps of the whole text: the passes between which there is a choice."""
+        step = [self.call()]
+        while self.kind:
+            if self.take("|"):
+                step.append(self.call())
+            elif self.take(","):
+                yield step
+                step = [self.call()]
+            else:
                 self.fail(", between passes")
+        yield step
+
+    def call(self) -> Pass:
+        """Step over a pass with its options and return it."""
+        name, options = self.word("the name of a pass"), {}
+        if self.take("("):
+            while not self.take(")"):
+                key = self.word("an option")
+                if not self.take("="):
+                    self.fail(f"= after {key}")
+                if key in options:
+                    raise UsageError(f"{name}: option {key} is given twice")
+                options[key] = self.value()
+                if not self.take(",") and self.token != ")":
+                    self.fail(", or )")
+        return make(name, options)
 
     def value(self) -> Number:
         """Step over a value and return it."""

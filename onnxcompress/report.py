@@ -10,7 +10,11 @@ from typing import TYPE_CHECKING
 
 from onnxcompress.base import Number, Record, tally
 from onnxcompress.details import Details, Origin
+from onnxcompress.drop import Drop
+from onnxcompress.layerwise import Passage, worst
 from onnxcompress.measure import Latency
+from onnxcompress.trials import Mixed
+from onnxcompress.trials import Row as Loss
 from onnxcompress.typed import plain
 from onnxcompress.verify import Comparison
 
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
     from onnxcompress.formats.unpack import Row
 
 SCHEMA = 2
+WORST = 3  # layers marked in the list of all
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,8 @@ class Report:
     comparison: Comparison | None = None  # the whole recipe: last model against the first
     evaluation: Comparison | None = None  # the same on evaluation data
     metric: str | None = None
+    drop: Drop | None = None  # what was lost of the metric, where that is bounded
+    mixed: Mixed | None = None  # how the recipe was chosen, where there was a choice
     target: str | None = None  # the machine compiled for
     latency: Latency | None = None
     output: str | None = None
@@ -106,6 +113,8 @@ def figures(report: Report) -> Iterator[tuple[str, str, str, str]]:
             for row_metric, *row in _likeness_rows(comparison, data):
                 if metric in (None, row_metric):
                     yield row[0], row[1], row[2], row[3]
+    if report.drop is not None:
+        yield f"drop of {report.drop.metric}", "", f"{report.drop.points:.3g}", _error(report.drop)
     if report.latency is not None:
         each = report.latency
         yield "latency", milliseconds(each.seconds / each.ratio), milliseconds(each.seconds), spread(each)
@@ -122,6 +131,10 @@ def _likeness_rows(comparison: Comparison, data: str) -> Iterator[tuple[str, str
         yield "agreement", f"same prediction ({data})", "", share, f"of {comparison.predictions:,}"
     yield "snr", f"SNR ({data})", "", decibels(comparison.snr), ""
     yield "cosine", f"cosine ({data})", "", f"{comparison.cosine:.6f}", ""
+
+
+def _error(drop: Drop) -> str:
+    return "" if drop.error is None else f"standard error {drop.error:.2f}"
 
 
 def tables(report: Report) -> Iterator[RenderableType]:
@@ -190,6 +203,65 @@ def latency_table(rows: Sequence[tuple[str, Latency]]) -> RenderableType:
     table = Table("model", "latency", "ratio (95 % interval)")
     for name, latency in rows:
         table.add_row(Text(name), milliseconds(latency.seconds), spread(latency))
+    return table
+
+
+def sensitivity_table(rows: Iterable[Loss], metric: str | None = None) -> RenderableType:
+    """Return what `sensitivity` prints: schemes by layer, all figures or those of `metric`."""
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = [(name, title) for name, title in _LOSSES.items() if metric in (None, name)]
+    table = Table("layer", "scheme", "saves", *(title for _, title in shown))
+    for column in table.columns[:2]:
+        column.overflow = "fold"
+    for column in table.columns[2:]:
+        column.justify, column.no_wrap = "right", True
+    last = None
+    for row in rows:
+        if last not in (None, row.layer):
+            table.add_section()
+        name, last = row.layer if row.layer != last else "", row.layer
+        found = dict(_losses(row.comparison)) if row.comparison else {}
+        figures = [found.get(each, "") for each, _ in shown]
+        scheme = row.scheme if row.comparison else f"{row.scheme}: {row.what}"
+        table.add_row(Text(name), Text(scheme), _saved(row.saved), *figures)
+    return table
+
+
+_LOSSES = {"snr": "SNR", "cosine": "cosine", "agreement": "same class", "top1": "top-1"}
+
+
+def _losses(comparison: Comparison) -> Iterator[tuple[str, str]]:
+    """Yield what each metric says of the loss."""
+    yield "snr", decibels(comparison.snr)
+    yield "cosine", f"{comparison.cosine:.6f}"
+    if comparison.agreement is not None:
+        yield "agreement", f"{comparison.agreement:.2%}"
+    if comparison.top1 is not None:
+        yield "top1", f"{100 * (comparison.top1[1] - comparison.top1[0]):+.2f}"
+
+
+def _saved(count: int) -> str:
+    return f"-{count_bytes(-count)}" if count < 0 else count_bytes(count)
+
+
+def passages_table(rows: Sequence[Passage]) -> RenderableType:
+    """Return what `compare --layers` prints: the error around every layer, the worst ones marked."""
+    from rich.table import Table
+    from rich.text import Text
+
+    marked = {each.layer for each in worst(rows, WORST)}
+    table = Table("layer", "entering", "leaving", "", title="signal to noise, layer by layer")
+    table.columns[0].overflow = "fold"
+    for column in table.columns[1:3]:
+        column.justify = "right"
+    for row in rows:
+        ratios = ["" if each is None else decibels(each) for each in (row.entering, row.leaving)]
+        said = "adds most" if row.layer in marked else ""
+        if row.entering is None or row.leaving is None:
+            said = "not matched: renamed, fused, gone or in a body"
+        table.add_row(Text(row.layer), *ratios, said)
     return table
 
 

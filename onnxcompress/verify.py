@@ -97,8 +97,9 @@ class Comparison:
     """How two models agree on data.
 
     `snr` (dB) and `cosine` are those of the output that agrees least, `agreement` the share of predictions
-    (arg max over the classes) that are the same, `top1` the accuracies of both where labels are known. Where
-    outputs of the first model hold NaN or infinity (`unsound`), the figures are those of the rest.
+    (arg max over the classes) that are the same, `top1` the accuracies of both where labels are known, `lost`
+    how many samples only the first model has right and `gained` how many only the second. Where outputs of
+    the first model hold NaN or infinity (`unsound`), the figures are those of the rest.
     """
 
     samples: int
@@ -111,6 +112,8 @@ class Comparison:
     changed_predictions: int | None = None
     predictions: int | None = None
     top1: tuple[float, float] | None = None
+    lost: int | None = None
+    gained: int | None = None
     random: bool = False
     unsound: bool = False
 
@@ -127,6 +130,8 @@ class _Tally:
 
     seen: int = 0
     same: int = 0
+    lost: int = 0
+    gained: int = 0
     hits: list[int] = field(default_factory=lambda: [0, 0])
 
 
@@ -185,6 +190,8 @@ def compare(
         changed_predictions=tally.seen - tally.same if tally.seen else None,
         predictions=tally.seen or None,
         top1=(tally.hits[0] / tally.seen, tally.hits[1] / tally.seen) if labels is not None else None,
+        lost=tally.lost if labels is not None else None,
+        gained=tally.gained if labels is not None else None,
         random=random,
         unsound=unsound,
     )
@@ -223,8 +230,11 @@ def _count(tally: _Tally, first: np.ndarray, second: np.ndarray, labels: np.ndar
             raise UsageError(
                 f"top1: predictions of shape {list(first.shape)} for {len(labels)} labels, expected one each"
             )
-        tally.hits[0] += int((a[:, 0] == labels).sum())
-        tally.hits[1] += int((b[:, 0] == labels).sum())
+        first_right, second_right = a[:, 0] == labels, b[:, 0] == labels
+        tally.hits[0] += int(first_right.sum())
+        tally.hits[1] += int(second_right.sum())
+        tally.lost += int((first_right & ~second_right).sum())
+        tally.gained += int((second_right & ~first_right).sum())
 
 
 def check_valid(model: ir.Model, expected: Signature) -> None:

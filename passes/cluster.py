@@ -11,14 +11,14 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcompress.base import Context, Effect, Need, Number, Pass, Record, Result, option
-from onnxcompress.convolve import Window
 from onnxcompress.errors import UsageError
-from onnxcompress.geometry import window
+from onnxcompress.geometry import rows_read
 from onnxcompress.kmeans import METHODS, Codebook, codebook, shared
 from onnxcompress.layers import Layer, by_weight
 from onnxcompress.loss import decibels
 from onnxcompress.model import clone
 from onnxcompress.moments import second_moments
+from onnxcompress.schemes import array, matrix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,9 @@ class Cluster(Pass):
         if context.calibration is None or context.runtime is None:
             raise UsageError(f"{self.name}: importance=inputs needs calibration data, none was given")
         seen = {
-            layer: found for layer in layers if layer.node.graph is model.graph and (found := reads(layer))
+            layer: found
+            for layer in layers
+            if layer.node.graph is model.graph and (found := rows_read(layer))
         }
         held: dict[Layer, np.ndarray] = {}
         for moments in second_moments(clone(model), seen, context):
@@ -125,14 +127,6 @@ class Cluster(Pass):
         result.left_all(readers[1:], f"tied to {layer.name}, done there")
 
 
-def reads(layer: Layer) -> Window | None:
-    """Return the window in which the inputs of `layer` are multiplied as rows by a matrix; None if not so."""
-    found = window(layer)
-    if isinstance(found, str) or found.groups > 1 or layer.op == "ConvTranspose":
-        return None
-    return found
-
-
 def spread(squares: np.ndarray, layer: Layer) -> np.ndarray:
     """Return the mean squares of inputs [inputs * kernel] for each weight of `layer` [as the weight]."""
     axis = layer.channel_axes[-1]
@@ -156,24 +150,17 @@ def parts(weight: np.ndarray, axes: Sequence[int], group: int) -> Iterator[np.nd
 
     `axes` tell channels apart; without them the whole weight is one channel.
     """
-    matrix = _channels(weight, axes)
-    for start in range(0, len(matrix), group):
-        yield matrix[start : start + group]
+    channels = matrix(weight, axes)
+    for start in range(0, len(channels), group):
+        yield channels[start : start + group]
 
 
 def joined(weight: np.ndarray, axes: Sequence[int], group: int, books: Sequence[Codebook]) -> np.ndarray:
     """Return weight [any shape] with the values of `books`, one for each of its :func:`parts`."""
-    front = range(len(axes))
-    moved = np.moveaxis(weight, axes, front).shape
-    result = np.empty_like(_channels(weight, axes), order="C")
+    result = np.empty_like(matrix(weight, axes), order="C")
     for part, book, place in zip(parts(weight, axes, group), books, parts(result, (0,), group), strict=True):
         place[...] = shared(part, book)
-    return np.ascontiguousarray(np.moveaxis(result.reshape(moved), front, axes)).reshape(weight.shape)
-
-
-def _channels(weight: np.ndarray, axes: Sequence[int]) -> np.ndarray:
-    channels = int(np.prod([weight.shape[axis] for axis in axes], dtype=np.int64))
-    return np.moveaxis(weight, axes, range(len(axes))).reshape(channels, weight.size // max(1, channels))
+    return array(result, weight.shape, axes)
 
 
 def summary(books: Sequence[Codebook]) -> dict[str, Number]:

@@ -2,7 +2,8 @@
 
 from onnxcompress.runtimes.interpreter import Interpreter
 from onnxcompress.runtimes.onnxruntime import OnnxRuntime
+from onnxcompress.runtimes.openvino import OpenVino
 
-BUILT_IN = (OnnxRuntime, Interpreter)
+BUILT_IN = (OnnxRuntime, Interpreter, OpenVino)
 
-__all__ = ["BUILT_IN", "Interpreter", "OnnxRuntime"]
+__all__ = ["BUILT_IN", "Interpreter", "OnnxRuntime", "OpenVino"]

@@ -76,10 +76,10 @@ class OnnxRuntime:
         values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
         options.add_external_initializers(list(arrays), values)  # copied while the session is made
         if self.optimise:
-            return Session(options, _serialised(model, weights, outputs))
+            return Session(options, serialised(model, weights, outputs))
         for name, value in zip(arrays, values, strict=True):
             options.add_initializer(name, value)  # so the copy is dropped again
-        return Session(options, _serialised(model, weights, outputs), values)
+        return Session(options, serialised(model, weights, outputs), values)
 
     def _options(self) -> Any:
         import onnxruntime
@@ -140,7 +140,7 @@ def _is_large(tensor: ir.TensorProtocol) -> bool:
     return not isinstance(tensor, SparseTensor) and tensor.dtype in PLAIN and tensor.nbytes >= LARGE
 
 
-def _serialised(
+def serialised(
     model: ir.Model, weights: Mapping[str, ir.TensorProtocol], outputs: Sequence[str] | None
 ) -> bytes:
     """Return `model` as a protobuf in which `weights` are only declared, with `outputs` if they are given."""

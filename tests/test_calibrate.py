@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 from onnxcompress.calibrate import METHODS, calibrate, never_negative
 from onnxcompress.data import Data, load_data
 from onnxcompress.errors import CompressError, UsageError
-from onnxcompress.histogram import BINS, Histogram, entropy_range, percentile_range
+from onnxcompress.histogram import BINS, Histogram, entropy_range, error_range, percentile_range
 from onnxcompress.model import clone
 from onnxcompress.runtimes.interpreter import Interpreter
 from onnxcompress.runtimes.onnxruntime import OnnxRuntime
@@ -113,12 +113,33 @@ def test_zeros_of_a_relu_do_not_move_the_entropy_range() -> None:
     assert entropy_range(zeros.counts, zeros.width) == entropy_range(without.counts, without.width)
 
 
+@pytest.mark.parametrize("side", [1, -1])
+def test_mse_takes_the_range_that_rounds_and_clips_with_the_least_error(side: int) -> None:
+    draw = np.random.default_rng(0)
+    values = draw.exponential(1.0, 50_000).astype(np.float32) * np.float32(side)
+    values[:50] -= np.float32(side)
+    made = histogram([values])
+    low, high = error_range(made.counts, made.width)
+
+    def error(low: float, high: float) -> float:
+        step = (high - low) / 255
+        rounded = low + np.rint((values.clip(low, high) - low) / step) * step
+        return float(np.sum((values - rounded).astype(np.float64) ** 2))
+
+    ends = [
+        (float(values.min()) * a, float(values.max()) * b) for a in (0.5, 0.8, 1) for b in (0.5, 0.7, 0.9, 1)
+    ]
+    assert error(low, high) < 1.02 * min(error(*each) for each in ends)
+    assert max(-low, high) < np.abs(values).max()
+
+
 @pytest.mark.parametrize("constant", [0.0, 2.5, -2.5])
 def test_a_constant_has_a_range(constant: float) -> None:
     made = histogram([np.full(10, constant, np.float32)])
     for low, high in (
         percentile_range(made.counts, made.width, 99.9),
         entropy_range(made.counts, made.width),
+        error_range(made.counts, made.width),
     ):
         assert low - made.width <= constant <= high + made.width
         assert max(-low, high) <= abs(constant) + made.width
@@ -138,7 +159,7 @@ def activations() -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("runtime", [OnnxRuntime(), Interpreter()])
 def test_min_max_is_that_of_the_activations(runtime: OnnxRuntime | Interpreter) -> None:
-    found = calibrate(MODEL, NAMES, data(), runtime)
+    found = calibrate(MODEL, NAMES, data(), runtime).ranges
     for name, values in activations().items():
         expected = min(values.min(), 0), max(values.max(), 0)
         np.testing.assert_allclose(found[name], expected, rtol=1e-5)
@@ -146,7 +167,7 @@ def test_min_max_is_that_of_the_activations(runtime: OnnxRuntime | Interpreter) 
 
 @pytest.mark.parametrize("method", METHODS[1:])
 def test_other_methods_stay_within_min_max(method: str) -> None:
-    found = calibrate(MODEL, NAMES, data(), OnnxRuntime(), method)
+    found = calibrate(MODEL, NAMES, data(), OnnxRuntime(), method).ranges
     for name, values in activations().items():
         low, high = found[name]
         slack = 0.002 * np.abs(values).max()
@@ -201,3 +222,38 @@ def test_operators_that_leave_no_negative_numbers_are_known() -> None:
         "z": False,
     }
     assert not never_negative(made.graph.inputs[0])
+
+
+def test_an_average_is_that_of_the_ends_of_each_run() -> None:
+    found = calibrate(MODEL, NAMES, data(), OnnxRuntime(), "average").ranges
+    runnable = OnnxRuntime().prepare(MODEL, outputs=NAMES)
+    runs = [runnable.run(feed) for feed in data()]
+    for name in NAMES:
+        low = np.mean([min(float(run[name].min()), 0) for run in runs])
+        high = np.mean([max(float(run[name].max()), 0) for run in runs])
+        assert found[name] == pytest.approx((low, high))
+
+
+def test_largest_numbers_and_means_of_channels_are_found_in_the_same_runs() -> None:
+    made = models.model(
+        "net (float[N, 3, 5, 5] x) => (float[N, 2] y) <float[4, 3, 3, 3] w = {}, float[36, 2] v = {}>"
+        "{ c = Conv(x, w) r = Relu(c) z = Constant<value_ints = [0, 36]>() f = Reshape(r, z)"
+        "  y = MatMul(f, v) p = Constant<value_ints = [0, 0, 1, 1, 0, 0, 1, 1]>()"
+        "  q = Pad(r, p) d = Conv<group = 4>(q, u) }".replace(
+            "float[36, 2] v = {}", "float[36, 2] v = {}, float[4, 1, 1, 1] u = {}"
+        )
+    )
+    draw = np.random.default_rng(0)
+    feeds = [{"x": draw.standard_normal((2, 3, 5, 5)).astype(np.float32)} for _ in range(3)]
+    found = calibrate(made, ["y"], load_data(feeds, made), OnnxRuntime(), maxima=["r"], means=["x", "f"])
+    runnable = OnnxRuntime().prepare(made, outputs=["r", "f"])
+    runs = [runnable.run(feed) for feed in feeds]
+    np.testing.assert_allclose(
+        found.maxima["r"], np.max([run["r"].max(axis=(0, 2, 3)) for run in runs], axis=0)
+    )
+    np.testing.assert_allclose(
+        found.means["x"], np.mean([feed["x"].mean(axis=(0, 2, 3)) for feed in feeds], axis=0), atol=1e-6
+    )
+    np.testing.assert_allclose(
+        found.means["f"], np.mean([run["f"].mean(axis=0) for run in runs], axis=0), atol=1e-6
+    )

@@ -48,7 +48,9 @@ def in_process(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[
 
 def test_the_main_job_prints_what_it_did(tmp_path: Path) -> None:
     out, report = tmp_path / "out.onnx", tmp_path / "report.json"
-    done = run(LENET, out, "--passes", "prune,quant", "--calib", CALIB, "--eval", TEST, "--report", report)
+    done = run(
+        LENET, out, "--passes", "prune,quant(gate=off)", "--calib", CALIB, "--eval", TEST, "--report", report
+    )
     assert done.returncode == 0, done.stderr
     for word in (
         "size",
@@ -56,7 +58,7 @@ def test_the_main_job_prints_what_it_did(tmp_path: Path) -> None:
         "top-1 accuracy",
         "latency",
         "prune",
-        "quant",
+        "quant(gate=off)",
         "3 pruned",
         "1 too small",
     ):
@@ -472,3 +474,37 @@ def test_channels_lists_units_with_the_layers_they_span_and_why_they_stay(
     assert "inside a body" in said
     code, said, _ = in_process(capsys, "channels", LENET, "--input-shape", "image:1,2,8,8")
     assert code == 2
+
+
+def test_sensitivity_lists_layers_and_schemes(capsys: pytest.CaptureFixture[str]) -> None:
+    code, said, _ = in_process(
+        capsys, "sensitivity", TESTDATA / "lenet300_digits.onnx", "--eval", f"{TEST}[:64]", "--metric", "snr"
+    )
+    assert code == 0
+    for word in ("fc1", "quant(activations=none)", "dB"):
+        assert word in said
+    assert "cosine" not in said
+
+
+def test_a_missed_max_drop_exits_with_3_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.onnx"
+    code, _, said = in_process(
+        capsys, LENET, out, "--passes", "prune(sparsity=0.98)", "--eval", TEST, "--max-drop", 0.5
+    )
+    assert code == 3
+    assert "top1: drops by" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_compare_lists_the_error_around_every_layer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = TESTDATA / "lenet300_digits.onnx", tmp_path / "out.onnx"
+    assert in_process(capsys, first, second, "--passes", "quant(activations=none),encode")[0] == 0
+    code, said, _ = in_process(capsys, "compare", first, second, "--eval", f"{TEST}[:32]", "--layers")
+    assert code == 0
+    for word in ("entering", "leaving", "fc1", "fc3", "adds most", "equal"):
+        assert word in said
+    assert "not matched" not in said

@@ -37,7 +37,7 @@ def test_weights_are_those_that_layers_compute_with() -> None:
     assert 0.1 < row.error < 1
 
 
-@pytest.mark.parametrize("passes", ["quant(activations=none)", "quant"])
+@pytest.mark.parametrize("passes", ["quant(activations=none)", "quant(equalize=false,gate=off)"])
 def test_quantized_weights_are_told_as_the_numbers_they_stand_for(passes: str) -> None:
     model = load(TESTDATA / "lenet5_digits.onnx")
     calibration = TESTDATA / "digits_calib.npz"

@@ -17,12 +17,14 @@ RANKS = [
         *("layers", "edit", "quantize", "convolve", "cost", "linear", "fusion", "folding", "merging"),
         *("branches", "placement", "integer", "kmeans", "loss", "lowrank", "factors", "geometry", "chains"),
         *("grouping", "shuffling", "channels", "target", "blocks", "blockwise", "halves"),
+        *("schemes", "compensation", "ends", "signs", "spreading"),
     ],
     ["formats"],
     ["runtimes"],
     [
         "histogram",
         "calibrate",
+        "correction",
         "magnitudes",
         "moments",
         "measure",
@@ -30,11 +32,16 @@ RANKS = [
         "choice",
         "trial",
         "verify",
+        "drop",
+        "layerwise",
         "budget",
     ],
-    ["qdq"],
+    ["qdq", "rounding", "fixedpoint", "gate"],
     ["passes"],
-    ["recipe", "registry", "typed", "details", "report", "runs", "page", "check", "pipeline"],
+    [
+        *("recipe", "registry", "typed", "trials", "details", "report", "runs", "page", "cure", "check"),
+        *("mixing", "pipeline"),
+    ],
     ["cli"],
 ]
 PACKAGES = {"passes": ROOT / "passes", "runtimes": ROOT / "runtimes"} | {

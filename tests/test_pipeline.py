@@ -91,7 +91,7 @@ def quick(passes: object, **options: object) -> Compressed:
 
 def test_prune_and_quant_keep_accuracy_and_shrink_the_file(tmp_path: Path) -> None:
     out = tmp_path / "out.onnx"
-    report = quick([Prune(), Quant()], output=out, evaluation=TEST).report
+    report = quick([Prune(), Quant(gate="off")], output=out, evaluation=TEST).report
     assert report.after is not None
     assert report.after.bytes == out.stat().st_size
     assert report.after.bytes <= 0.35 * report.before.bytes
@@ -109,7 +109,7 @@ def test_prune_and_quant_keep_accuracy_and_shrink_the_file(tmp_path: Path) -> No
 def test_the_input_is_never_changed() -> None:
     proto = onnx.load(LENET)
     bytes_before = proto.SerializeToString(deterministic=True)
-    compress(proto, [Prune(), Quant(), Simplify()], data=CALIB, measure_latency=False)
+    compress(proto, [Prune(), Quant(gate="off"), Simplify()], data=CALIB, measure_latency=False)
     assert proto.SerializeToString(deterministic=True) == bytes_before
     model = load(LENET)
     weight = model.graph.initializers["fc1.weight"].const_value
@@ -153,12 +153,12 @@ def test_exact_recipes_verified_at_the_end_only_are_caught_too(tmp_path: Path) -
 def test_the_file_says_what_was_done_and_whether_it_was_verified(tmp_path: Path) -> None:
     first, second = tmp_path / "first.onnx", tmp_path / "second.onnx"
     quick("prune(sparsity=0.6)", output=first, verify="off")
-    compress(first, "quant", output=second, measure_latency=False)
+    compress(first, "quant(gate=off, reduce_range=off)", output=second, measure_latency=False)
     props = {each.key: each.value for each in onnx.load(first).metadata_props}
     assert props["onnxcompress.recipe"] == "prune(sparsity=0.6)"
     assert props["onnxcompress.verify"] == "off"
     props = {each.key: each.value for each in onnx.load(second).metadata_props}
-    assert props["onnxcompress.recipe"] == "prune(sparsity=0.6),quant"
+    assert props["onnxcompress.recipe"] == "prune(sparsity=0.6),quant(gate=off, reduce_range=off)"
     assert props["onnxcompress.verify"] == "each"
 
 
@@ -189,10 +189,10 @@ def test_every_step_is_compared_with_the_model_it_was_given() -> None:
 
 
 def test_the_report_is_plain_json() -> None:
-    report = quick("simplify,prune,quant", data=CALIB, evaluation=TEST).report
+    report = quick("simplify,prune,quant(gate=off)", data=CALIB, evaluation=TEST).report
     document = json.loads(report.as_json())
     assert document["schema"] == 2
-    assert [step["recipe"] for step in document["steps"]] == ["simplify", "prune", "quant"]
+    assert [step["recipe"] for step in document["steps"]] == ["simplify", "prune", "quant(gate=off)"]
     layer = next(each for each in document["steps"][1]["records"] if each["layer"] == "/fc1/Gemm")
     assert layer["numbers"]["zeros"] >= layer["numbers"]["size"] // 2
     assert document["evaluation"]["top1"][0] > 0.95

@@ -66,7 +66,7 @@ def feeds(count: int = 4) -> list[dict[str, np.ndarray]]:
 def quantized(made: ir.Model, **options: object) -> ir.Model:
     made = clone(made)
     context = Context(calibration=load_data(feeds(), made), runtime=OnnxRuntime())
-    Quant(**options).call(made, context)  # type: ignore[arg-type]
+    Quant(gate="off", reduce_range="off", **options).call(made, context)  # type: ignore[arg-type]
     return made
 
 
@@ -122,7 +122,30 @@ def test_the_range_of_its_output_does_the_work_of_a_relu_and_of_a_clip() -> None
 @pytest.mark.parametrize(
     "between",
     [
+        "p = MaxPool<kernel_shape=[2, 2]>(c) m = Relu(p)",
+        "p = Pad(c, pads) t = Transpose<perm=[0, 1, 3, 2]>(p) m = Clip(t, low, high)",
+        "a = AveragePool<kernel_shape=[1, 1]>(c) e = Conv<pads=[1,1,1,1]>(x, w, b) "
+        "f = Concat<axis=2>(a, e) r = Relu(f) m = Clip(r, low, high)",
+    ],
+)
+def test_it_does_so_where_numbers_are_moved_before(between: str, tmp_path: Path) -> None:
+    made = network(between)
+    found = placement(made)
+    assert {value.name for value in found.observed()} - {"c"} == {"x", "m", "y"}
+    after = quantized(made)
+    ran = models.operators(after, tmp_path)
+    assert ran["Relu"] + ran["Clip"] + ran["Conv"] + ran["FusedConv"] == 0
+    assert (ran["QuantizeLinear"], ran["DequantizeLinear"]) == (1, 1)
+    expected = models.run(made, feeds()[0])[0]
+    assert models.snr(expected, models.run(after, feeds()[0])[0]) > 25
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
         "r = Relu(c) m = Add(r, c)",  # its input is read elsewhere
+        "p = MaxPool<kernel_shape=[1, 1]>(c) r = Relu(p) m = Add(r, c)",  # what it is moved from is
+        "f, g = Split<axis=1>(c) r = Relu(f) m = Concat<axis=1>(r, g)",
         "m = Clip(c, high, high)",  # does not hold zero
         "k = ReduceMax<keepdims=0>(c) m = Clip(c, low, k)",  # bounds that are computed
     ],
@@ -186,7 +209,9 @@ def test_matrix_products_run_on_integers(body: str, kernel: str, tmp_path: Path)
     draw = np.random.default_rng(6)
     samples = [{"x": draw.normal(0, 1, (3, 16)).astype(np.float32)} for _ in range(4)]
     after = clone(made)
-    Quant().call(after, Context(calibration=load_data(samples, made), runtime=OnnxRuntime()))
+    Quant(gate="off", reduce_range="off").call(
+        after, Context(calibration=load_data(samples, made), runtime=OnnxRuntime())
+    )
     ran = models.operators(after, tmp_path)
     assert ran[kernel] == 2
     assert ran["Gemm"] + ran["FusedGemm"] + ran["MatMul"] == 0
@@ -203,7 +228,9 @@ def test_stacks_of_products_run_on_integers_and_an_addition_behind_them_does_not
     )
     samples = [{"x": np.random.default_rng(7).normal(0, 1, (2, 3, 16)).astype(np.float32)}]
     after = clone(made)
-    Quant().call(after, Context(calibration=load_data(samples, made), runtime=OnnxRuntime()))
+    Quant(gate="off", reduce_range="off").call(
+        after, Context(calibration=load_data(samples, made), runtime=OnnxRuntime())
+    )
     ran = models.operators(after, tmp_path)
     assert ran["QLinearMatMul"] + ran["MatMulIntegerToFloat"] == 1
     assert ran["Gemm"] + ran["MatMul"] == 0

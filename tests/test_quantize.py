@@ -5,7 +5,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnxruntime.quantization import quant_utils
 
-from onnxcompress.quantize import activation_scale, roomy, to_int8, to_int32, to_uint8, weight_scale
+from onnxcompress.quantize import (
+    FULL,
+    REDUCED,
+    Activations,
+    activation_scale,
+    roomy,
+    to_int8,
+    to_int32,
+    to_integers,
+    weight_scale,
+)
 
 WEIGHTS = hnp.arrays(
     st.sampled_from([np.float16, np.float32, np.float64]),
@@ -50,7 +60,7 @@ def test_an_activation_range_holds_its_ends_and_meets_zero_exactly(one: float, o
     assert (scale.dtype, zero_point.dtype) == (np.float32, np.uint8)
     assert scale > 0
     ends = np.float32([low, high, 0.0])
-    back = (to_uint8(ends, scale, zero_point).astype(np.float64) - zero_point) * scale
+    back = (to_integers(ends, scale, zero_point).astype(np.float64) - zero_point) * scale
     assert back[2] == 0.0
     assert (np.abs(back - ends) <= 0.51 * float(scale) + 1e-6 * np.abs(ends)).all()
 
@@ -74,7 +84,7 @@ def test_scale_and_zero_point_are_those_of_onnxruntime(one: float, other: float)
 def test_a_constant_activation_has_a_positive_scale(constant: float) -> None:
     scale, zero_point = activation_scale(constant, constant)
     assert scale > 0
-    back = (to_uint8(np.float32(constant), scale, zero_point).astype(float) - zero_point) * scale
+    back = (to_integers(np.float32(constant), scale, zero_point).astype(float) - zero_point) * scale
     assert back == pytest.approx(constant, rel=1e-6, abs=1e-18)
 
 
@@ -84,7 +94,7 @@ def test_values_are_rounded_as_quantize_linear_does() -> None:
     values = np.random.default_rng(0).normal(0, 3, 1000).astype(np.float32)
     scale, zero_point = activation_scale(-4.0, 5.0)
     expected = QuantizeLinear_19.eval(values, scale, zero_point)
-    np.testing.assert_array_equal(to_uint8(values, scale, zero_point), expected)
+    np.testing.assert_array_equal(to_integers(values, scale, zero_point), expected)
 
 
 @given(
@@ -105,3 +115,37 @@ def test_a_bias_fits_with_room_for_the_sum_it_is_added_to(
 
 def test_a_bias_beyond_int32_is_clipped_not_wrapped() -> None:
     np.testing.assert_array_equal(to_int32(np.array([1e9, -1e9]), np.float32(1e-9)), [2**31 - 1, -(2**31)])
+
+
+@given(ENDS, ENDS, st.booleans(), st.booleans())
+def test_ranges_hold_their_ends_in_every_form(
+    one: float, other: float, signed: bool, symmetric: bool
+) -> None:
+    low, high = min(one, other), max(one, other)
+    form = Activations(signed, symmetric)
+    scale, zero_point = activation_scale(low, high, form)
+    assert zero_point.dtype == (np.int8 if signed else np.uint8)
+    assert not symmetric or zero_point == (0 if signed else 128)
+    ends = np.float32([low, high, 0.0])
+    back = (to_integers(ends, scale, zero_point).astype(np.float64) - zero_point) * scale
+    assert back[2] == 0.0
+    assert (np.abs(back - ends) <= 0.51 * float(scale) + 1e-6 * np.abs(ends)).all()
+
+
+def test_seven_bits_reach_the_largest_magnitude_in_63_steps() -> None:
+    weight = np.float32([[0.5, -2.0, 1.0], [1e-6, 3e-6, -1e-6]])
+    stored = to_int8(weight, weight_scale(weight, (0,), REDUCED))
+    np.testing.assert_array_equal(np.abs(stored).max(axis=1), [63, 63])
+
+
+@pytest.mark.parametrize("levels", [FULL, REDUCED])
+def test_a_clipped_scale_has_less_error_and_keeps_to_its_levels(levels: int) -> None:
+    weight = np.random.default_rng(0).standard_t(3, (4, 5000)).astype(np.float32)
+    errors, largest = [], []
+    for clip in (False, True):
+        scale = weight_scale(weight, (0,), levels, clip)
+        steps = to_int8(weight, scale, levels)
+        errors.append(np.sum((weight - steps * scale) ** 2, axis=1))
+        largest.append(np.abs(steps).max(axis=1))
+    assert (errors[1] < errors[0]).all()
+    assert (np.array(largest) == levels).all()

@@ -71,8 +71,9 @@ def test_options_are_read_into_passes() -> None:
         ("prune(sparsty=0.5)", "prune: sparsty: no such option; did you mean sparsity?"),
         (
             "zzz",
-            "zzz: no such pass; there are: simplify, fuse, remove-masked, prune, prune-channels, "
-            "factorise, shrink-kernels, shuffle, cluster, quant, quant-blocks, cast, encode",
+            "zzz: no such pass; there are: simplify, fuse, remove-masked, equalize, prune, prune-channels, "
+            "factorise, shrink-kernels, shuffle, cluster, ternarise, binarise, quant-log, quant-fixed, "
+            "quant, quant-blocks, correct-bias, cast, encode",
         ),
         ("prune(sparsity=0.5, sparsity=0.6)", "prune: option sparsity is given twice"),
         ("prune(sparsity=2)", "prune: option sparsity is 2.0, expected 0 to 1"),

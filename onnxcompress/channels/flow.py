@@ -232,9 +232,14 @@ class Flow:
         return components(self.count, first, second)
 
 
+def inner(node: ir.Node) -> list[ir.Graph]:
+    """Return the bodies of `node`, and the bodies of the nodes in those."""
+    bodies = [each.as_graph() for each in node.attributes.values() if each.type == ir.AttributeType.GRAPH]
+    return [each for body in bodies for each in (body, *body.subgraphs())]
+
+
 def captured(node: ir.Node) -> set[ir.Value]:
     """Return the values that the nodes in the bodies of `node`, and in the bodies in those, read."""
-    bodies = [each.as_graph() for each in node.attributes.values() if each.type == ir.AttributeType.GRAPH]
-    graphs = [each for body in bodies for each in (body, *body.subgraphs())]
-    read = {value for graph in graphs for inner in graph for value in inner.inputs if value is not None}
+    graphs = inner(node)
+    read = {value for graph in graphs for each in graph for value in each.inputs if value is not None}
     return read.union(*(graph.outputs for graph in graphs))

@@ -7,7 +7,7 @@ He et al., Channel Pruning for Accelerating Very Deep Neural Networks, ICCV 2017
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -89,7 +89,8 @@ def repair(
     feeds = list(batched(data, model))
     if not feeds:
         raise UsageError("calibration: there are no data, expected at least one sample")
-    comparisons, done = _comparisons(model, layers, kind, _shapes(whole, feeds[0], runtime))
+    known = {value.name for node in whole.graph for value in node.outputs}
+    comparisons, done = _comparisons(model, layers, kind, _shapes(whole, feeds[0], runtime), known)
     draw, edit, runtime = np.random.default_rng(seed), Edit(model), runtime.patient()
     targets = staged(whole, [[each.end.name or ""] for each in comparisons], feeds, runtime)
     states = staged(model, [each.reads for each in comparisons], feeds, runtime)
@@ -128,10 +129,11 @@ def _comparisons(
     layers: Iterable[Aim],
     kind: str,
     shapes: Mapping[str | None, tuple[int, ...]],
+    known: Collection[str | None],
 ) -> tuple[list[Comparison], dict[str, str]]:
     """Return where to compare each of `layers` that can be repaired, in node order, and why others can't.
 
-    `shapes` are those of what is added up.
+    `shapes` are those of what is added up, `known` are the names of what the whole model computes.
     """
     lines: dict[ir.Node, tuple[Linear, np.ndarray | None]] = {}
     left: dict[str, str] = {}
@@ -156,6 +158,8 @@ def _comparisons(
         each = comparison(*lines[node], partial(added, number))
         if kind == "bias" and not each.biased:
             left[each.line.layer.name] = "none: there is no place for a bias"
+        elif each.end.name not in known:
+            left[each.line.layer.name] = f"none: the whole model computes nothing called {each.end.name}"
         else:
             found.append(each)
     return found, left

@@ -28,14 +28,14 @@ def score_weights(channels: Channels, kind: str, reduce: str) -> np.ndarray:
     """
     rides = list(channels.flow.rides.values())
     sizes = [(ride, norms(channels, ride, kind)) for ride in rides if ride.role == "out"]
-    found = _collect(channels, sizes, reduce)
+    found = collect(channels, sizes, reduce)
     if kind == "batchnorm":
         scales = [
             (ride, norms(channels, ride, "l1"))
             for ride in rides
             if ride.node.op_type == "BatchNormalization" and ride.place == 1
         ]
-        better = _collect(channels, scales, reduce)
+        better = collect(channels, scales, reduce)
         found = np.where(np.isnan(better), found, better)
     return np.asarray(np.nan_to_num(found))
 
@@ -45,10 +45,11 @@ def score_activations(
 ) -> np.ndarray:
     """Return for each unit what its channels carry where layers read them, float64 [units].
 
-    "activation" is the mean magnitude; "energy" the mean square times the squared norm of the weights that
-    read it: how much the outputs of the readers would change; "residual" the share of the readers' variance
-    that the channels left can't make up for, when they go one by one. Where more than MOST_TOGETHER channels
-    are read together it is taken for each as if all others stayed. Source: Luo et al., ThiNet, ICCV 2017.
+    "activation" is the mean magnitude, "largest" the largest; "energy" the mean square times the squared norm
+    of the weights that read it: how much the outputs of the readers would change; "residual" the share of the
+    readers' variance that the channels left can't make up for, when they go one by one. Where more than
+    MOST_TOGETHER channels are read together it is taken for each as if all others stayed. Source: Luo et al.,
+    ThiNet, ICCV 2017.
     """
     names = {ride: name for ride in channels.flow.rides.values() if (name := _feeds(ride)) is not None}
     if not names:
@@ -66,13 +67,13 @@ def score_activations(
         rides.setdefault(name, []).append(ride)
     if kind == "residual":
         found = [(each[0], _residuals(channels, each, statistics[name])) for name, each in rides.items()]
-        return np.asarray(np.nan_to_num(_collect(channels, found, reduce, relative=False)))
+        return np.asarray(np.nan_to_num(collect(channels, found, reduce, relative=False)))
     found = []
     for ride, name in names.items():
         carried = getattr(statistics[name], kind)()
-        weights = 1.0 if kind == "activation" else norms(channels, ride, "l2").reshape(-1) ** 2
+        weights = 1.0 if kind != "energy" else norms(channels, ride, "l2").reshape(-1) ** 2
         found.append((ride, (carried * weights).reshape(ride.labels.shape)))
-    return np.asarray(np.nan_to_num(_collect(channels, found, reduce)))
+    return np.asarray(np.nan_to_num(collect(channels, found, reduce)))
 
 
 def _residuals(channels: Channels, rides: Sequence[Ride], moments: _Moments) -> np.ndarray:
@@ -108,14 +109,16 @@ class _Moments:
 
     def __init__(self, size: int, together: bool) -> None:
         self.count = 0
-        self.sum, self.magnitude, self.square = np.zeros((3, size))
+        self.sum, self.magnitude, self.square, self.most = np.zeros((4, size))
         self.products = np.zeros((size, size)) if together else None
 
     def add(self, values: np.ndarray) -> None:
         """Take in `values` [any number, size]."""
         self.count += len(values)
         self.sum += values.sum(axis=0, dtype=np.float64)
-        self.magnitude += np.abs(values).sum(axis=0, dtype=np.float64)
+        magnitudes = np.abs(values)
+        self.magnitude += magnitudes.sum(axis=0, dtype=np.float64)
+        self.most = np.maximum(self.most, magnitudes.max(axis=0, initial=0))
         self.square += np.einsum("nc,nc->c", values, values, dtype=np.float64)
         if self.products is not None:
             self.products += values.T @ values
@@ -123,6 +126,10 @@ class _Moments:
     def activation(self) -> np.ndarray:
         """Return the mean magnitudes, [size]."""
         return np.asarray(self.magnitude / max(self.count, 1))
+
+    def largest(self) -> np.ndarray:
+        """Return the largest magnitudes, [size]."""
+        return self.most
 
     def energy(self) -> np.ndarray:
         """Return the mean squares, [size]."""
@@ -156,7 +163,10 @@ def _axis(channels: Channels, name: str) -> int:
 
 
 def norms(channels: Channels, ride: Ride, kind: str) -> np.ndarray:
-    """Return the norm of each slice of a constant, float64, shaped as the labels of its `ride`."""
+    """Return the norm of each slice of a constant, float64, shaped as the labels of its `ride`.
+
+    `kind` is l1, l2 or largest, the largest magnitude.
+    """
     value = ride.node.inputs[ride.place]
     assert value is not None
     weight = finite(channels.flow.example.content(value), value.name).astype(np.float64, copy=False)
@@ -165,10 +175,12 @@ def norms(channels: Channels, ride: Ride, kind: str) -> np.ndarray:
         rest = (1, *range(3, weight.ndim))
     else:
         rest = tuple(axis for axis in range(weight.ndim) if axis not in ride.axes)
+    if kind == "largest":
+        return np.asarray(np.abs(weight).max(axis=rest, initial=0))
     return np.asarray(np.abs(weight).sum(axis=rest) if kind == "l1" else np.sqrt((weight**2).sum(axis=rest)))
 
 
-def _collect(
+def collect(
     channels: Channels, norms: Iterable[tuple[Ride, np.ndarray]], reduce: str, relative: bool = True
 ) -> np.ndarray:
     """Return the norms of each unit's slices put together, `relative` to their layer's mean; NaN: none."""

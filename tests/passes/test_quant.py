@@ -39,7 +39,7 @@ def calibrated(made: ir.Model, feeds: list[dict[str, np.ndarray]] | None = None)
 
 
 def run(made: ir.Model, context: Context | None = None, **options: object) -> dict[str, Record]:
-    result = Quant(**options).call(made, context or Context())  # type: ignore[arg-type]
+    result = Quant(**{"gate": "off", "reduce_range": "off", **options}).call(made, context or Context())  # type: ignore[arg-type]
     return {record.layer: record for record in result.records}
 
 
@@ -294,7 +294,7 @@ def test_a_constant_activation_and_a_dead_channel_do_no_harm() -> None:
 
 def test_older_opsets_are_raised_and_that_is_recorded_once() -> None:
     made = models.model('<ir_version: 4, opset_import: ["": 9]>' + NETWORK)
-    result = compress(made, "quant", data=samples(), measure_latency=False)
+    result = compress(made, "quant(gate=off)", data=samples(), measure_latency=False)
     said = [record.what for record in result.report.steps[0].records] + result.report.notes
     assert [each for each in said if "opset" in each] == ["quant: opset raised from 9 to 13"]
     assert not any("converted" in each for each in said)
@@ -407,6 +407,57 @@ def test_static_needs_data_and_a_runtime_and_says_so() -> None:
     assert nodes(made) == nodes(models.model(NETWORK))
 
 
+def test_signed_activations_compute_with_integers_too(tmp_path: Path) -> None:
+    made = models.model(NETWORK)
+    unsigned, signed = clone(made), clone(made)
+    run(unsigned, calibrated(made))
+    run(signed, calibrated(made), signed=True)
+    assert "UINT8" not in dtypes(signed).values()
+    ran = models.operators(signed, tmp_path)
+    assert (ran["QLinearConv"], ran["QGemm"], ran["Relu"]) == (2, 1, 0)
+    for one, other in zip(models.run(unsigned, samples()[0]), models.run(signed, samples()[0]), strict=True):
+        assert models.snr(one, other) > 60  # but for ties, the same numbers
+
+
+@pytest.mark.parametrize(("signed", "middle"), [(False, 128), (True, 0)])
+def test_symmetric_activations_have_their_zero_in_the_middle_and_keep_relus(
+    signed: bool, middle: int
+) -> None:
+    made = models.model(NETWORK)
+    after = clone(made)
+    run(after, calibrated(made), symmetric=True, signed=signed)
+    zeros = [
+        node.inputs[2].const_value.numpy()  # type: ignore[union-attr]
+        for node in after.graph
+        if node.op_type == "QuantizeLinear"
+    ]
+    assert {int(each) for each in zeros} == {middle}
+    assert nodes(after).count("Relu") == 2
+    agree(made, after, samples()[0], 30)
+
+
+def test_weights_of_seven_bits_are_for_products_and_for_processors_that_saturate() -> None:
+    made = models.model(NETWORK)
+
+    def largest(context: Context, **options: object) -> dict[str, int]:
+        after = clone(made)
+        run(after, context, **options)
+        found = {name: after.graph.initializers[f"{name}_int8"].const_value for name in ("w1", "w2", "w3")}
+        return {name: int(np.abs(each.numpy()).max()) for name, each in found.items() if each is not None}
+
+    data = load_data(samples(), made)
+    old = Context(calibration=data, runtime=OnnxRuntime(), target="avx2")
+    new = Context(calibration=data, runtime=OnnxRuntime(), target="avx512-vnni")
+    assert largest(old, reduce_range="auto", weights_only="sec.*") == {"w1": 63, "w2": 127, "w3": 63}
+    assert largest(new, reduce_range="auto") == {"w1": 127, "w2": 127, "w3": 127}
+    assert largest(old, reduce_range="off") == largest(new)
+    assert largest(Context(target="avx2"), reduce_range="auto") == {"w1": 127, "w2": 127, "w3": 63}
+    after = clone(made)
+    result = Quant(gate="off").call(after, old)
+    assert result.replay == Quant(gate="off", reduce_range="on")
+    agree(made, after, samples()[0], 25)
+
+
 # What stays
 
 
@@ -498,12 +549,12 @@ def test_trained_networks_keep_their_accuracy(name: str, activations: str) -> No
     assert after >= before - 0.01
 
 
-@pytest.mark.parametrize("calibrator", ["min-max", "percentile", "entropy"])
+@pytest.mark.parametrize("calibrator", ["min-max", "mse", "average", "percentile", "entropy"])
 @pytest.mark.parametrize("per_channel", [True, False])
 def test_every_way_to_compute_with_integers_runs_on_a_trained_network(
     per_channel: bool, calibrator: str
 ) -> None:
-    passes = [Quant(per_channel=per_channel, calibrator=calibrator)]
+    passes = [Quant(gate="off", per_channel=per_channel, calibrator=calibrator)]
     report = compress(
         TESTDATA / "lenet5_digits.onnx",
         passes,
@@ -512,3 +563,95 @@ def test_every_way_to_compute_with_integers_runs_on_a_trained_network(
     ).report
     assert report.comparison is not None
     assert report.comparison.snr > 15
+
+
+DEPTHWISE = """net (float[N, 3, 8, 8] x) => (float[N, 6, 8, 8] y)
+<float[16, 3, 1, 1] w1 = {}, float[16] b1 = {}, float[16, 1, 3, 3] w2 = {}, float[16] b2 = {},
+ float[6, 16, 1, 1] w3 = {}, float low = {0}, float high = {6}>
+{
+    [first] c = Conv(x, w1, b1)
+    a = Clip(c, low, high)
+    [depthwise] d = Conv<group = 16, pads = [1, 1, 1, 1]>(a, w2, b2)
+    e = Clip(d, low, high)
+    [last] y = Conv(e, w3)
+}"""
+
+
+def uneven() -> ir.Model:
+    """A depthwise network whose first layer makes channels of very different sizes."""
+    made = models.model(DEPTHWISE)
+    sizes = np.geomspace(0.02, 4, 16).astype(np.float32)
+    for name, shape in (("w1", (16, 1, 1, 1)), ("b1", (16,))):
+        value = made.graph.initializers[name]
+        content = np.abs(value.const_value.numpy()) * sizes.reshape(shape)  # type: ignore[union-attr]
+        value.const_value = ir.tensor(content, name=name)
+    for name, factor in (("w2", 1 / sizes), ("w3", np.ones(16, np.float32))):
+        value = made.graph.initializers[name]
+        along = factor.reshape((16, 1, 1, 1) if name == "w2" else (1, 16, 1, 1))
+        value.const_value = ir.tensor(value.const_value.numpy() * along, name=name)  # type: ignore[union-attr]
+    return made
+
+
+def noise(made: ir.Model, feeds: list[dict[str, np.ndarray]], **options: object) -> np.ndarray:
+    """What static quantization with `options` adds to the outputs of `made`, for all of `feeds`."""
+    after = clone(made)
+    run(after, calibrated(made, feeds), **options)
+    before, changed = (OnnxRuntime().prepare(each) for each in (made, after))
+    return np.concatenate([changed.run(feed)["y"] - before.run(feed)["y"] for feed in feeds])
+
+
+def test_channels_that_depthwise_convolutions_read_have_steps_of_their_own() -> None:
+    draw = np.random.default_rng(1)
+    feeds = [{"x": draw.random((1, 3, 8, 8), np.float32)} for _ in range(8)]
+    own, common = (noise(uneven(), feeds, per_channel=each, correct=False) for each in (True, False))
+    assert np.sum(own**2) < 0.1 * np.sum(common**2)
+    floats = noise(uneven(), feeds, correct=False, weights_only="depthwise")  # it takes the steps up too
+    assert np.sum(floats**2) < 0.1 * np.sum(common**2)
+
+
+@pytest.mark.parametrize("options", [{}, {"weights_only": ".*", "min_size": 0}])
+@pytest.mark.parametrize("text", [NETWORK, DEPTHWISE])
+def test_biases_give_outputs_their_means_back(text: str, options: dict[str, object]) -> None:
+    made = models.model(text)
+    dims = (2, 4, 8, 8) if text is NETWORK else (2, 3, 8, 8)
+    draw = np.random.default_rng(2)
+    feeds = [{"x": draw.random(dims, np.float32)} for _ in range(8)]
+    means = []
+    for correct in (False, True):
+        added = noise(made, feeds, correct=correct, equalize=False, **options)
+        means.append(np.abs(np.moveaxis(added, 1, 0).reshape(added.shape[1], -1).mean(axis=1)).mean())
+    assert means[1] < 0.7 * means[0]
+
+
+def test_the_engine_leaves_weights_of_float_layers_between_integers_as_they_are() -> None:
+    made, draw = uneven(), np.random.default_rng(4)
+    feeds = [{"x": draw.random((1, 3, 8, 8), np.float32)} for _ in range(4)]
+    run(made, calibrated(made, feeds), weights_only="depthwise")
+    plain = OnnxRuntime(optimise=False).prepare(made).run(feeds[0])["y"]
+    assert models.snr(plain, OnnxRuntime().prepare(made).run(feeds[0])["y"]) > 40
+
+
+def test_ranges_of_channels_are_equalized_first_and_that_is_recorded() -> None:
+    made = models.model(NETWORK)
+    value = made.graph.initializers["w1"]
+    sizes = np.geomspace(0.05, 20, 16).reshape(-1, 1, 1, 1).astype(np.float32)
+    value.const_value = ir.tensor(value.const_value.numpy() * sizes, name="w1")  # type: ignore[union-attr]
+    result = Quant(gate="off").call(clone(made), calibrated(made))
+    assert [record.layer for record in result.records if record.what == "ranges equalized"] == [
+        "first",
+        "second",
+    ]
+    even, plain = (noise(made, samples(), equalize=each) for each in (True, False))
+    assert np.sum(even**2) < np.sum(plain**2)
+
+
+def test_weights_may_be_clipped_for_less_error() -> None:
+    made = models.model(
+        "net (float[N, 4000] x) => (float[N, 3] y) <float[4000, 3] w = {}> { [one] y = MatMul(x, w) }"
+    )
+    draw = np.random.default_rng(3)
+    value = made.graph.initializers["w"]
+    value.const_value = ir.tensor(draw.standard_t(3, (4000, 3)).astype(np.float32), name="w")
+    feeds = [{"x": draw.standard_normal((20, 4000)).astype(np.float32)}]
+    clipped, whole = (noise(made, feeds, weights=each, activations="none") for each in ("mse", "min-max"))
+    assert np.sum(clipped**2) < 0.95 * np.sum(whole**2)

@@ -19,7 +19,7 @@ def test_an_architecture_goes_through_every_pass(name: str, tmp_path: Path) -> N
     given = light.build(name, WIDTH.get(name, 4))
     images = {given.graph.input[0].name: np.random.default_rng(1).random((4, 3, 224, 224), np.float32)}
     out = tmp_path / "out.onnx"
-    result = compress(given, "simplify,prune,quant", data=images, output=out, measure_latency=False)
+    result = compress(given, "simplify,prune,quant(gate=off)", data=images, output=out, measure_latency=False)
     before, after = load(given), load(out)
     assert signature(after) == signature(before)
     onnx.checker.check_model(out, full_check=True)

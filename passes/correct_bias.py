@@ -1,0 +1,97 @@
+"""Bias correction: the means of what layers compute, as they were before weights were changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
+
+from onnxcompress.base import Context, Effect, Need, Pass, Result, option
+from onnxcompress.channels.repair import Aim, repair
+from onnxcompress.edit import same_ports
+from onnxcompress.errors import CompressError, UsageError
+from onnxcompress.layers import by_weight
+from onnxcompress.model import load
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorrectBias(Pass):
+    """Give what layers compute the means back that it had before their weights were changed.
+
+    Before: ``y = Conv(x, W', b)``, which is ``Conv(x, W, b)`` in the model ``reference``
+    After:  ``y = Conv(x, W', b + mean(Conv(x, W, b) - Conv(x, W', b)))``, one mean for each output channel
+
+    For models whose weights were pruned, clustered, made ternary or the like. Means are those on calibration
+    data. Layers are corrected in order, each on what those before it compute by then, sums with shortcuts
+    included; what both models compute at a place has the same name, so the reference is best the file that
+    the other passes began with, or what ``simplify`` and ``fuse`` made of it. Of MatMul the bias is that of
+    an Add that follows; where a BatchNormalization follows, its mean and variance become those of what it
+    reads. Layers whose weight is no constant any more, such as quantized ones, stay: ``quant`` corrects their
+    biases itself. A second run moves little.
+    Source: Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, ICCV 2019.
+    """
+
+    name: ClassVar[str] = "correct-bias"
+    effect: ClassVar[Effect] = Effect.LOSSY
+    uses: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION, Need.RUNTIME, Need.SEED})
+
+    reference: str = option("", "file of the model before its weights were changed")
+    exclude: str = option(
+        "", "leave layers alone whose whole name matches this regular expression", pattern=True
+    )
+
+    def call(self, model: ir.Model, context: Context) -> Result:
+        """Correct the biases of `model` in place."""
+        result = Result(model)
+        if not self.reference:
+            raise UsageError("correct-bias: no reference, expected reference=FILE, the model before")
+        if context.calibration is None or context.runtime is None:
+            missing = "calibration data" if context.calibration is None else "a runtime"
+            raise UsageError(f"correct-bias: needs {missing}, none was given")
+        whole = load(self.reference)
+        given, expected = ({value.name for value in each.graph.inputs} for each in (model, whole))
+        if not expected <= given:
+            name = min(str(each) for each in expected - given)
+            raise CompressError(f"correct-bias: {self.reference} has an input {name}, the model has not")
+        for each in (model, whole):
+            with same_ports(each):
+                ShapeInferencePass()(each)  # tells where the bias of a MatMul is
+        aims = list(self._aims(model, whole, context, result))
+        done = repair(
+            whole,
+            model,
+            aims,
+            context.calibration,
+            context.runtime,
+            "bias",
+            seed=context.seed,
+            progress=context.progress,
+        )
+        for name, what in done.items():
+            if what.startswith("none"):
+                result.left(name, what.removeprefix("none: "))
+            else:
+                result.changed(name, what)
+        return result
+
+    def _aims(self, model: ir.Model, whole: ir.Model, context: Context, result: Result) -> Iterator[Aim]:
+        """Yield the layers that can be corrected, in node order; record why others stay."""
+        known = {value.name for node in whole.graph for value in node.outputs}
+        found: dict[ir.Node, Aim] = {}
+        for readers, reason in by_weight(model, context, self.exclude):
+            for layer in readers:
+                why = reason
+                if len(readers) > 1:
+                    why = why or "its weight is shared"
+                elif layer.node.graph is not model.graph:
+                    why = why or "inside a body or a function"
+                elif layer.node.outputs[0].name not in known:
+                    why = why or "the reference computes nothing of that name"
+                if why is None:
+                    found[layer.node] = Aim(layer, None)
+                else:
+                    result.left(layer, why)
+        yield from (found[node] for node in model.graph if node in found)

@@ -1,0 +1,120 @@
+from pathlib import Path
+
+import models
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from onnxcompress.base import Context, Record
+from onnxcompress.data import load_data
+from onnxcompress.errors import CompressError, UsageError
+from onnxcompress.layers import put_constant
+from onnxcompress.model import clone, load, save
+from onnxcompress.passes import CorrectBias, Prune, Quant
+from onnxcompress.runtimes.onnxruntime import OnnxRuntime
+
+TESTDATA = Path(__file__).parent.parent.parent / "testdata"
+NETWORK = """net (float[N, 4, 8, 8] x) => (float[N, 5] y)
+<float[6, 4, 3, 3] w = {}, float[6] b = {}, float[6, 6, 1, 1] v = {}, float[384, 5] u = {}, float[5] c = {}>
+{
+    [one] h = Conv<pads = [1, 1, 1, 1]>(x, w, b)
+    r = Relu(h)
+    [two] s = Conv(r, v)
+    f = Flatten(s)
+    [three] m = MatMul(f, u)
+    y = Add(m, c)
+}"""
+
+
+def feeds() -> list[dict[str, np.ndarray]]:
+    draw = np.random.default_rng(3)
+    return [{"x": draw.random((1, 4, 8, 8), np.float32)} for _ in range(32)]
+
+
+def context(made: ir.Model) -> Context:
+    return Context(calibration=load_data(feeds(), made), runtime=OnnxRuntime())
+
+
+def run(made: ir.Model, reference: Path | str, **options: str) -> dict[str, Record]:
+    result = CorrectBias(reference=str(reference), **options).call(made, context(made))
+    return {record.layer: record for record in result.records}
+
+
+def lowered(tmp_path: Path) -> tuple[ir.Model, ir.Model, Path]:
+    """A model, the same with smaller weights, and the file of the first."""
+    made = models.model(NETWORK)
+    path = tmp_path / "whole.onnx"
+    save(made, path)
+    changed = clone(made)
+    for name in ("w", "v", "u"):
+        value = changed.graph.initializers[name]
+        put_constant(value, ir.tensor(value.const_value.numpy() - np.float32(0.1), name=name))  # type: ignore[union-attr]
+    return made, changed, path
+
+
+def means(made: ir.Model, names: list[str]) -> list[np.ndarray]:
+    runnable = OnnxRuntime().prepare(made, outputs=names)
+    runs = [runnable.run(feed) for feed in feeds()]
+    arrays = [np.concatenate([run[name] for run in runs]) for name in names]
+    return [each.mean(axis=tuple(axis for axis in range(each.ndim) if axis != 1)) for each in arrays]
+
+
+def test_outputs_get_their_means_back_layer_by_layer(tmp_path: Path) -> None:
+    made, changed, path = lowered(tmp_path)
+    names = ["h", "s", "y"]
+    wanted, before = means(made, names), means(changed, names)
+    records = run(changed, path)
+    assert {name: each.what for name, each in records.items()} == dict.fromkeys(
+        ("one", "two", "three"), "mean corrected"
+    )
+    for aim, was, now in zip(wanted, before, means(changed, names), strict=True):
+        assert np.abs(was - aim).max() > 0.05
+        np.testing.assert_allclose(now, aim, atol=0.05 * np.abs(was - aim).max() + 1e-4)
+
+
+def test_a_pruned_network_loses_less(tmp_path: Path) -> None:
+    made = load(TESTDATA / "branch_digits.onnx")
+    pruned = Prune(sparsity=0.6).call(clone(made), Context()).model
+    corrected = clone(pruned)
+    data = load_data(TESTDATA / "digits_calib.npz", made)
+    given = Context(calibration=data, runtime=OnnxRuntime())
+    CorrectBias(reference=str(TESTDATA / "branch_digits.onnx")).call(corrected, given)
+    test = load_data(TESTDATA / "digits_test.npz", made, batch=64)
+    lost = []
+    for each in (pruned, corrected):
+        runnables = [OnnxRuntime().prepare(model) for model in (made, each)]
+        outputs = [[next(iter(one.run(feed).values())) for feed in test] for one in runnables]
+        lost.append(sum(float(np.sum((a - b) ** 2)) for a, b in zip(*outputs, strict=True)))
+    assert lost[1] < 0.97 * lost[0]
+
+
+def test_a_second_run_moves_little(tmp_path: Path) -> None:
+    _, changed, path = lowered(tmp_path)
+    run(changed, path)
+    before = means(changed, ["y"])[0]
+    run(changed, path)
+    np.testing.assert_allclose(means(changed, ["y"])[0], before, atol=0.02)
+
+
+def test_excluded_quantized_and_unknown_layers_stay_and_it_says_so(tmp_path: Path) -> None:
+    _, changed, path = lowered(tmp_path)
+    assert run(clone(changed), path, exclude="one")["one"].what == "excluded"
+    Quant(activations="none", min_size=1).call(changed, Context())
+    assert not any(record.changed for record in run(changed, path).values())
+    other = models.model(NETWORK.replace("s = Conv", "other = Conv").replace("Flatten(s)", "Flatten(other)"))
+    record = run(other, path)["two"]
+    assert (record.changed, record.what) == (False, "the reference computes nothing of that name")
+
+
+def test_it_needs_a_reference_data_and_equal_inputs(tmp_path: Path) -> None:
+    _, changed, path = lowered(tmp_path)
+    with pytest.raises(UsageError, match="no reference, expected reference=FILE"):
+        run(changed, "")
+    with pytest.raises(UsageError, match="needs calibration data"):
+        CorrectBias(reference=str(path)).call(changed, Context())
+    with pytest.raises(CompressError, match="nowhere"):
+        run(changed, tmp_path / "nowhere.onnx")
+    text = NETWORK.replace("8] x)", "8] z)").replace("(x, w", "(z, w")
+    save(models.model(text), tmp_path / "other.onnx")
+    with pytest.raises(CompressError, match="has an input z, the model has not"):
+        run(changed, tmp_path / "other.onnx")

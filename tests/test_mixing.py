@@ -1,0 +1,168 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import models
+import numpy as np
+import onnx
+import pytest
+from test_drop import comparison
+
+from onnxcompress import BoundError, UsageError, compress
+from onnxcompress.base import Runnable
+from onnxcompress.drop import noise
+from onnxcompress.mixing import steps
+from onnxcompress.recipe import Mix, Recipe, parse
+from onnxcompress.trials import Row
+
+TESTDATA = Path(__file__).parent.parent / "testdata"
+LENET = TESTDATA / "lenet300_digits.onnx"
+CALIB, TEST = TESTDATA / "digits_calib.npz", TESTDATA / "digits_test.npz"
+CHOICE = "quant(activations=none)|cluster(bits=2),encode"
+
+
+def row(layer: str, scheme: str, snr: float, saved: int) -> Row:
+    return Row(layer, (), scheme, "changed", saved, comparison(snr=snr))
+
+
+def mixed(passes: str = CHOICE, **options: object) -> object:
+    return compress(LENET, passes, measure_latency=False, **options)  # type: ignore[arg-type]
+
+
+def test_steps_go_along_the_convex_hull_cheapest_first() -> None:
+    rows = [
+        row("a", "mild", 40, 100),
+        row("a", "middling", 12, 110),  # beyond the line from mild to harsh
+        row("a", "harsh", 20, 200),
+        row("a", "bad", 10, 50),
+        row("b", "mild", 35, 1000),
+        Row("b", (), "none", "too small", 0, None),
+        row("c", "larger", 50, -10),
+    ]
+    found = steps(rows)
+    assert [(each.layer, each.scheme) for each in found] == [("b", "mild"), ("a", "mild"), ("a", "harsh")]
+    assert found[2].noise == pytest.approx(noise(20) - noise(40))
+    assert found[2].saved == 100
+
+
+def test_a_choice_is_part_of_a_recipe() -> None:
+    mix = parse("simplify,quant|cluster(bits=4),encode")
+    assert isinstance(mix, Mix)
+    assert [str(each) for each in mix.schemes] == ["quant", "cluster(bits=4)"]
+    assert parse(str(mix)) == mix
+    assert isinstance(parse("simplify,quant"), Recipe)
+    for text in ("quant|prune,quant|prune", "simplify|quant", "quant|", "quant||prune"):
+        with pytest.raises(UsageError):
+            parse(text)
+    with pytest.raises(UsageError, match="a choice of"):
+        Recipe.parse("quant|prune")
+
+
+def test_the_choice_keeps_the_bound_and_is_smaller_than_the_mild_scheme(tmp_path: Path) -> None:
+    out = tmp_path / "out.onnx"
+    report = mixed(output=out, evaluation=TEST, max_drop=0.5, metric="top1").report  # type: ignore[attr-defined]
+    mild = mixed("quant(activations=none),encode", output=tmp_path / "mild.onnx").report  # type: ignore[attr-defined]
+    assert report.drop.points <= 0.5
+    assert report.drop.error > 0
+    assert report.after.bytes < mild.after.bytes
+    assert len(report.mixed.rows) == 6
+    assert json.loads(report.as_json())["mixed"]["schemes"] == report.mixed.schemes
+
+
+def test_its_recipe_gives_the_same_file_again(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.onnx", tmp_path / "second.onnx"
+    mixed(output=first, evaluation=TEST, max_drop=2.0, metric="agreement")
+    recipe = next(p.value for p in onnx.load(first).metadata_props if p.key == "onnxcompress.recipe")
+    assert "|" in recipe
+    assert "exclude=" in recipe
+    mixed(recipe, output=second, evaluation=TEST)
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_size_is_met_with_as_few_steps_as_it_takes(tmp_path: Path) -> None:
+    out = tmp_path / "out.onnx"
+    report = mixed(output=out, data=CALIB, max_size=0.4).report  # type: ignore[attr-defined]
+    assert out.stat().st_size <= 0.4 * LENET.stat().st_size
+    assert 0 < report.mixed.taken < report.mixed.steps
+
+
+def test_where_time_is_bounded_steps_are_those_that_surely_save_some() -> None:
+    rows = [
+        replace(row("a", "mild", 40, 100), gained=1e-6),
+        replace(row("b", "mild", 40, 100), gained=4e-6),
+        replace(row("c", "mild", 40, 100), gained=0.0),
+    ]
+    assert [(each.layer, each.saved) for each in steps(rows, timed=True)] == [("b", 4e-6), ("a", 1e-6)]
+
+
+def test_a_latency_is_met_by_the_scheme_that_is_faster() -> None:
+    draw = np.random.default_rng(0)
+    text = """g (float[1, 1024] x) => (float[1, 1024] y) <float[1024, 1024] w, float[1024, 1024] v> {
+        [first] a = MatMul(x, w)
+        b = Relu(a)
+        [second] y = MatMul(b, v)
+    }"""
+    model = models.model(
+        text, {name: draw.normal(size=(1024, 1024)).astype(np.float32) / 32 for name in "wv"}
+    )
+    passes = "cluster(bits=4)|factorise(rank=1, when=always)"
+    report = compress(model, passes, data=np.ones((2, 1024), np.float32), max_latency=0.9).report
+    assert report.recipe.startswith("factorise(")  # a thousandth of the work, on any machine
+    assert "cluster" not in report.recipe
+    assert report.latency is not None
+    assert report.latency.low <= 0.9
+    assert report.mixed is not None
+    assert report.mixed.taken == 1
+    with pytest.raises(
+        BoundError, match=r"max-latency: 0\..* expected 0\.0001 at most; best found: factorise"
+    ):
+        compress(model, passes, data=np.ones((2, 1024), np.float32), max_latency=0.0001)
+
+
+def test_impossible_bounds_say_the_best_there_is_and_write_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "out.onnx"
+    for options, said in (
+        ({"max_drop": 0.0, "metric": "snr"}, r"snr: drops by .*best found: quant\(activations=none, exclude"),
+        ({"max_size": 0.001}, r"max-size: .*best found: "),
+    ):
+        with pytest.raises(BoundError, match=said):
+            mixed(output=out, evaluation=TEST, **options)
+    assert not out.exists()
+
+
+def test_a_function_may_be_the_metric() -> None:
+    calls = []
+
+    def quality(runnable: Runnable) -> float:
+        calls.append(runnable)
+        return 1.0 if runnable is calls[0] else 0.75
+
+    with pytest.raises(BoundError, match=r"quality: drops by 0\.25, expected 0\.1"):
+        mixed("prune", metric=quality, max_drop=0.1)
+    calls.clear()
+    assert mixed("prune", metric=quality, max_drop=0.3).report.metric == "quality"  # type: ignore[attr-defined]
+
+
+def test_a_plain_recipe_is_held_to_the_bound_too(tmp_path: Path) -> None:
+    out = tmp_path / "out.onnx"
+    with pytest.raises(BoundError, match="top1: drops by"):
+        mixed("prune(sparsity=0.98)", output=out, evaluation=TEST, max_drop=0.5)
+    with pytest.raises(BoundError, match=r"at 0\.95 confidence"):
+        mixed("quant(activations=none)", output=out, evaluation=f"{TEST}[:50]", max_drop=0.5, confidence=0.95)
+    with pytest.raises(BoundError, match="max-size"):
+        mixed("prune", output=out, max_size=0.5)
+    assert not out.exists()
+    mixed("quant(activations=none)", output=out, evaluation=TEST, max_drop=1.0, confidence=0.9)
+    assert out.exists()
+
+
+def test_bounds_that_say_nothing_are_refused() -> None:
+    for options in (
+        {},
+        {"max_drop": 0.5},
+        {"max_drop": 0.5, "evaluation": CALIB},
+        {"confidence": 0.9, "max_size": 0.5},
+        {"max_size": 2.0},
+    ):
+        with pytest.raises(UsageError):
+            mixed(**options)
