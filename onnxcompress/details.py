@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from collections.abc import Iterator
@@ -12,15 +13,19 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from onnxcompress.base import Context
+from onnxcompress.base import Context, Runtime
+from onnxcompress.data import Data
+from onnxcompress.drop import noise
 from onnxcompress.errors import CompressError
 from onnxcompress.evaluate import array, run_node
 from onnxcompress.formats.unpack import Row, ledger, unpack
 from onnxcompress.histogram import BINS, Histogram
 from onnxcompress.layers import constant, layers
+from onnxcompress.layerwise import passages
 from onnxcompress.model import clone, opset
 
 SHOWN = 48  # bins of a weight's histogram at most
+SAMPLES = 8  # whose values are looked at layer by layer
 _PACKAGES = ("onnxcompress", "onnxruntime", "onnx", "onnx-ir", "onnxsim", "numpy")
 
 
@@ -53,15 +58,29 @@ class Weight:
 
 
 @dataclass(frozen=True)
-class Details:
-    """The bytes of each part of the file `before` and `after`, and the `weights` by layer.
+class Noise:
+    """The power of the noise that enters and leaves a layer, as shares of the signal's; 0: none.
 
-    Where weights take more than 500 MB, `weights` is empty; the ledger of a model that has no file, too.
+    None: nothing in the last model could be matched to it, or no signal is left.
+    """
+
+    layer: str
+    entering: float | None
+    leaving: float | None
+
+
+@dataclass(frozen=True)
+class Details:
+    """The bytes of each part of the file `before` and `after`, and by layer the `weights` and the `noise`.
+
+    Where weights take more than 500 MB, these are empty; the ledger of a model that has no file, too. Where
+    outputs weren't compared, there is no noise.
     """
 
     before: list[Row] = field(default_factory=list)
     after: list[Row] = field(default_factory=list)
     weights: list[Weight] = field(default_factory=list)
+    noise: list[Noise] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -99,15 +118,18 @@ def _processor() -> str:
 
 
 def details(
-    before: ir.Model | Path | None, after: ir.Model | Path | None, given: ir.Model | None, last: ir.Model
+    before: ir.Model | Path | None,
+    after: ir.Model | Path | None,
+    models: tuple[ir.Model, ir.Model] | None,
+    around: list[Noise],
 ) -> Details:
-    """Return what the files `before` and `after`, or models, take, and the weights of the models.
+    """Return what the files `before` and `after`, or models, take, the weights of `models`, and the noise.
 
-    `given` is the model before the first pass, decoded, and `last` the model after the last; both stay as
-    they are. None: not to be told.
+    `models` are the one before the first pass, decoded, and the one after the last; both stay as they are.
+    None: not to be told.
     """
     rows = [ledger(each) if each is not None else [] for each in (before, after)]
-    return Details(rows[0], rows[1], [] if given is None else list(weights(given, last)))
+    return Details(rows[0], rows[1], list(weights(*models)) if models else [], around)
 
 
 def weights(before: ir.Model, after: ir.Model) -> Iterator[Weight]:
@@ -123,6 +145,19 @@ def weights(before: ir.Model, after: ir.Model) -> Iterator[Weight]:
         if a is not None and b is not None and a.shape == b.shape:
             error = _error(a, b)
         yield Weight(name, None if a is None else spread(a), None if b is None else spread(b), error)
+
+
+def noises(before: ir.Model, after: ir.Model, runtime: Runtime, data: Data) -> list[Noise]:
+    """Return the noise around the layers of `before` on a few samples; none where the engine can't tell."""
+    try:
+        found = passages(before, after, runtime, data.take(SAMPLES))
+    except CompressError:
+        return []
+    return [Noise(each.layer, _noise(each.entering), _noise(each.leaving)) for each in found]
+
+
+def _noise(snr: float | None) -> float | None:
+    return None if snr is None or snr == -math.inf else noise(snr)
 
 
 def _named(model: ir.Model) -> Iterator[tuple[str, ir.Value]]:

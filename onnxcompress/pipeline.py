@@ -18,7 +18,7 @@ import onnxcompress
 from onnxcompress.base import Context, Effect, Need, Pass, silent
 from onnxcompress.check import Check, difference
 from onnxcompress.data import Data, load_data, random_data, split_slice
-from onnxcompress.details import details, origin
+from onnxcompress.details import details, noises, origin
 from onnxcompress.drop import Limit, Metric, metric_name
 from onnxcompress.edit import tidy
 from onnxcompress.errors import BoundError, CompressError, UsageError
@@ -257,7 +257,8 @@ def compress(
     report.after = _size(load(output) if large and output else current, size)
     if told:
         last = Path(output) if output is not None else None if large else current
-        report.details = details(source or given, last, given, current)
+        around = [] if given is None or verify == "off" else noises(given, current, engine, samples)
+        report.details = details(source or given, last, (given, current) if given else None, around)
     if report_file is not None:
         write_text(report_file, report.as_json() + "\n")
     if html_file is not None:

@@ -5,11 +5,13 @@ import tempfile
 from pathlib import Path
 
 from onnxcompress.base import Record
-from onnxcompress.details import Details, Values, Weight
+from onnxcompress.details import Details, Noise, Values, Weight
 from onnxcompress.formats.unpack import Row
 from onnxcompress.measure import Latency
 from onnxcompress.pipeline import compress
 from onnxcompress.report import Report, Size, Step
+from onnxcompress.trials import Mixed
+from onnxcompress.trials import Row as Trial
 from onnxcompress.verify import Comparison
 
 TESTDATA = Path(__file__).parent.parent / "testdata"
@@ -69,5 +71,12 @@ def made(name: str = "layer", layers: int = 3, size: int = 500, ratio: float = 0
             [Row(each, "float", 100) for each in names],
             [Row(each, name, 50) for each in names],
             [Weight(each, values, values, 0.25) for each in names],
+            [Noise(each, None if each == names[0] else 0.001, 0.01) for each in names],
+        ),
+        mixed=Mixed(
+            tuple(Trial(each, (), name, name, 100, comparison()) for each in names),
+            dict.fromkeys(names[1:], name),
+            layers,
+            layers - 1,
         ),
     )

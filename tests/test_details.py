@@ -37,6 +37,16 @@ def test_weights_are_those_that_layers_compute_with() -> None:
     assert 0.1 < row.error < 1
 
 
+def test_noise_comes_in_with_the_first_layer_that_changes() -> None:
+    report = real()
+    assert report.details is not None
+    first, second, *_ = report.details.noise
+    assert (first.layer, first.entering, first.leaving) == ("/conv1/Conv", 0, 0)  # too small to be pruned
+    assert second.entering == 0
+    assert second.leaving is not None
+    assert 0.001 < second.leaving < 1
+
+
 @pytest.mark.parametrize("passes", ["quant(activations=none)", "quant(equalize=false,gate=off)"])
 def test_quantized_weights_are_told_as_the_numbers_they_stand_for(passes: str) -> None:
     model = load(TESTDATA / "lenet5_digits.onnx")

@@ -19,6 +19,7 @@ SECTIONS = {
     "bytes": "Bytes by tensor",
     "quality": "Accuracy and latency",
     "layers": "Error by layer",
+    "sensitivity": "Sensitivity of layers",
     "weights": "Sparsity and values of weights",
     "left": "Left as it was",
     "repeat": "To repeat this run",
@@ -47,7 +48,7 @@ def page(reports: Sequence[tuple[str, Report]]) -> str:
         runs=runs,
         compared=compared(runs) if len(runs) > 1 else None,
     )
-    return text.encode("utf-8", "replace").decode("utf-8")  # names may hold halves of characters
+    return text.lstrip().encode("utf-8", "replace").decode("utf-8")  # names may hold halves of characters
 
 
 def page_template() -> jinja2.Template:

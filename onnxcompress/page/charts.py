@@ -83,14 +83,15 @@ def scatter(points: Sequence[Point], across: Axis, up: Axis, summary: str) -> st
     return _text(drawing)
 
 
-def lines(series: Sequence[Sequence[float]], across: Axis, up: Axis, summary: str) -> str:
-    """Return curves over the places 1, 2, ... of their values; each has its own dash and number."""
+def lines(series: Sequence[Sequence[Place]], across: Axis, up: Axis, summary: str) -> str:
+    """Return curves through points; each has its own dash and number."""
     drawing = _plot(across, up, summary)
     for number, values in enumerate(series, 1):
-        places = [_place(across, up, place, value) for place, value in enumerate(values, 1)]
+        places = [_place(across, up, x, y) for x, y in values]
         dash = _DASHES[(number - 1) % len(_DASHES)]
         _add(drawing, "polyline", {"class": "curve", "stroke-dasharray": dash, "points": _path(places)})
-        _write(drawing, str(number), places[-1][0], places[-1][1] - 5, "end", "mark")
+        end, anchor = (places[-1], "end") if number % 2 else (places[0], "start")
+        _write(drawing, str(number), end[0], end[1] - 5, anchor, "mark")
     return _text(drawing)
 
 

@@ -7,9 +7,10 @@ from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
-from onnxcompress.details import Values, Weight
+from onnxcompress.details import Noise, Values, Weight
 from onnxcompress.formats.unpack import Row
 from onnxcompress.page.charts import histogram
+from onnxcompress.page.layers import Curves, Trial, noise_curves, ratio, sensitivity_curves, trials
 from onnxcompress.report import Report, decibels, figures, milliseconds
 
 SMALLEST = 0.001  # share of a file that has a line of its own
@@ -46,10 +47,12 @@ class Quality(NamedTuple):
 
 
 class Change(NamedTuple):
-    """How far a layer's weight is from what it was, and what passes say of the layer's error."""
+    """How far a layer's weight is from what it was, the noise around it, and what passes say of its error."""
 
     layer: str
     error: float
+    entering: str
+    leaving: str
     said: str
 
 
@@ -163,7 +166,38 @@ class Run:
                 if isinstance(snr := record.numbers.get("snr"), float | int):
                     said.setdefault(record.layer, []).append(f"{step.recipe}: {decibels(snr)}")
         ordered = sorted(found, key=lambda each: -each[1])[: self.most]
-        return [Change(layer, error, "; ".join(said.get(layer, []))) for layer, error in ordered]
+        return [
+            Change(layer, error, *self._around(layer), "; ".join(said.get(layer, [])))
+            for layer, error in ordered
+        ]
+
+    @cached_property
+    def _noise(self) -> dict[str, Noise]:
+        return {each.layer: each for each in self.report.details.noise} if self.report.details else {}
+
+    def _around(self, layer: str) -> tuple[str, str]:
+        found = self._noise.get(layer)
+        return (ratio(found.entering), ratio(found.leaving)) if found else ("", "")
+
+    @property
+    def noise(self) -> Curves | None:
+        """The noise around layers."""
+        return noise_curves(list(self._noise.values()), self.most)
+
+    @property
+    def sensitivity(self) -> Curves | None:
+        """What layers lose alone, by scheme."""
+        return sensitivity_curves(self.report.mixed, self.most) if self.report.mixed else None
+
+    @property
+    def trials(self) -> list[Trial]:
+        """What schemes do to layers alone."""
+        return trials(self.report.mixed)[: self.most] if self.report.mixed else []
+
+    @property
+    def trials_cut(self) -> str:
+        """What the caption says where rows are missing."""
+        return _cut(self.most, len(self.report.mixed.rows) if self.report.mixed else 0)
 
     @property
     def errors_cut(self) -> str:
