@@ -69,4 +69,4 @@ def page_template() -> jinja2.Template:
 
 
 def _did(step: Step) -> str:
-    return "; ".join(step_lines(step))
+    return "; ".join("\n".join(step_lines(step)).split("\n"))
