@@ -127,7 +127,7 @@ def _schema(kind: Any, parts: dict[str, Any]) -> dict[str, Any]:
     if origin in (typing.Union, types.UnionType):
         return {"anyOf": [_schema(each, parts) for each in inner]}
     if is_dataclass(kind):
-        name = kind.__name__  # type: ignore[union-attr]
+        name = f"{kind.__module__.rpartition('.')[2]}.{kind.__qualname__}"  # type: ignore[union-attr]
         if name not in parts:
             parts[name] = {}  # taken, should it refer to itself
             parts[name] = _described(kind, parts)
