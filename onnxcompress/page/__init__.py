@@ -47,7 +47,7 @@ def page(reports: Sequence[tuple[str, Report]]) -> str:
         runs=runs,
         compared=compared(runs) if len(runs) > 1 else None,
     )
-    return text.encode("utf-8", "replace").decode("utf-8")  # names may hold halves of characters
+    return text.lstrip().encode("utf-8", "replace").decode("utf-8")  # names may hold halves of characters
 
 
 def page_template() -> jinja2.Template:
@@ -68,4 +68,4 @@ def page_template() -> jinja2.Template:
 
 
 def _did(step: Step) -> str:
-    return "; ".join(step_lines(step))
+    return "; ".join("\n".join(step_lines(step)).split("\n"))
