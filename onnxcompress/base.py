@@ -210,12 +210,13 @@ class Option:
 
     def check(self, value: object, owner: str) -> Number:
         """Return `value` as this option's kind; UsageError naming the pass `owner` where it does not fit."""
-        wanted = f"{self.kind.__name__}"
+        listed = "one of " + ", ".join(map(str, self.choices or ()))
+        wanted = listed if self.choices else self.kind.__name__
         fits = isinstance(value, self.kind) and (self.kind is bool or not isinstance(value, bool))
         if self.kind is float and isinstance(value, int) and not isinstance(value, bool):
             value, fits = float(value), True
         if fits and self.choices:
-            wanted, fits = "one of " + ", ".join(map(str, self.choices)), value in self.choices
+            fits = value in self.choices
         if fits and self.within:
             low, high = self.within
             wanted = f"{low:g} to {high:g}"

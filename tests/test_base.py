@@ -47,6 +47,7 @@ def model() -> ir.Model:
         ({"share": float("nan")}, "rename: option share is nan, expected 0 to 1"),
         ({"loud": 1}, "rename: option loud is 1, expected bool"),
         ({"mode": "odd"}, "rename: option mode is 'odd', expected one of soft, hard"),
+        ({"mode": 3}, "rename: option mode is 3, expected one of soft, hard"),
     ],
 )
 def test_an_option_out_of_bounds_is_refused_by_name(options: dict[str, object], said: str) -> None:
