@@ -30,6 +30,7 @@ def read_report(path: Path) -> Report:
         raise UsageError(f"{path}: has the schema {number!r}, expected {SCHEMA}: run it again with --report")
     found: Report = read(Report, document, str(path))
     compared = [found.comparison, found.evaluation, *(step.comparison for step in found.steps)]
+    compared += [row.comparison for row in found.mixed.rows] if found.mixed else []
     for each in compared:  # JSON has no signs of infinities
         if each is not None and each.snr == math.inf and each.largest_difference:
             object.__setattr__(each, "snr", -math.inf)
