@@ -1,6 +1,7 @@
-"""Write docs/passes.md and docs/formats.md from the source; with --check, fail where they are stale."""
+"""Write the pages of docs/ that are made from the source; with --check, fail where they are stale."""
 
 import inspect
+import json
 import re
 import sys
 from pathlib import Path
@@ -9,7 +10,9 @@ from onnxcompress.base import Pass
 from onnxcompress.formats import FORMATS, Format
 from onnxcompress.recipe import PRESETS, preset
 from onnxcompress.registry import passes
+from onnxcompress.report import SCHEMA, Report
 from onnxcompress.target import TARGETS
+from onnxcompress.typed import schema
 
 FOLDER = Path(__file__).parent
 HEAD = """# Passes
@@ -86,7 +89,14 @@ def section(each: type[Pass]) -> str:
     return f"## `{each.name}` ({each.effect.value})\n\n{text}\n\n{needs}" + "\n".join(rows) + "\n"
 
 
-PAGES = {"passes.md": passes_page, "formats.md": formats_page}
+def report_schema() -> str:
+    """Return the JSON Schema of what --report writes."""
+    head = {"schema": {"description": "The version of this schema.", "const": SCHEMA}}
+    title = f"Report of an onnxcompress run, version {SCHEMA}"
+    return json.dumps(schema(Report, head, title), indent=2) + "\n"
+
+
+PAGES = {"passes.md": passes_page, "formats.md": formats_page, "report.schema.json": report_schema}
 
 if __name__ == "__main__":
     for name, page in PAGES.items():

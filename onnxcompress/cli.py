@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from onnxcompress.data import Data
     from onnxcompress.layerwise import Passage
 
+COMMAND = "onnxcompress.command"  # where the context holds the whole command line
 EPILOG = "More: 'onnxcompress passes NAME' explains a pass and its options; README.md has examples."
 
 
@@ -36,6 +38,7 @@ class CompressByDefault(click.Group):
         """Put `compress` before arguments that name no command."""
         if args and args[0] not in self.commands and args[0] not in ("--help", "-h", "--version"):
             args = ["compress", *args]
+        ctx.meta[COMMAND] = shlex.join(["onnxcompress", *args])
         return super().parse_args(ctx, args or ["--help"])
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -166,6 +169,7 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
     "--verify", help="Compare outputs after each pass, at the end, or off. [default: each; end above 500 MB]"
 )
 @click.option("--report", "report_file", type=Path, help="Write the report to this file as JSON.")
+@click.option("--html", "html_file", type=Path, help="Write the report to this file as a page for a browser.")
 @click.option(
     "--external-data",
     "--save-as-external-data",
@@ -220,6 +224,7 @@ def compress(
             shapes=dict(shapes),
             tolerance=Tolerance(check_rtol, check_atol),
             progress=progress,
+            command=click.get_current_context().find_root().meta[COMMAND],
             **options,
         )
     say_notes(result.report.notes)
@@ -366,6 +371,25 @@ def channels(source: str, shapes: Sequence[tuple[str, tuple[int, ...]]]) -> None
     given = {name: each.dims or () for name, each in inputs_of(model, dict(shapes)).items()}
     found = find(model, shapes=given)
     terminal().print(channels_table(spans(found), len(found.hidden())))
+
+
+@cli.command()
+@click.argument("files", nargs=-1, required=True, metavar="A.json [B.json ...]")
+@click.option("--html", "html_file", type=Path, help="Write a page for a browser to this file.")
+def report(files: Sequence[str], html_file: Path | None) -> None:
+    """Compare runs by the files that --report wrote: in the terminal, or on a page."""
+    from onnxcompress.model import write_text
+    from onnxcompress.page import page
+    from onnxcompress.runs import read_report, runs_table
+
+    found = [(each, read_report(Path(each))) for each in files]
+    if html_file is None:
+        terminal().print(runs_table(found))
+        return
+    if any(html_file.exists() and html_file.samefile(each) for each in files):
+        raise UsageError(f"{html_file}: is read by this run too, expected another file")
+    write_text(html_file, page(found))
+    click.echo(f"{html_file}: {len(found)} runs" if len(found) > 1 else str(html_file))
 
 
 def passages_of(first: str, second: str, samples: Data, threads: int) -> list[Passage]:

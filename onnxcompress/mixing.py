@@ -23,7 +23,7 @@ from onnxcompress.parts import Stopwatch
 from onnxcompress.recipe import Mix, Recipe
 from onnxcompress.registry import passes
 from onnxcompress.report import spread
-from onnxcompress.trials import Recorded, Row, Trials, applied, only
+from onnxcompress.trials import Mixed, Recorded, Row, Trials, applied, only
 from onnxcompress.verify import compare
 
 SECONDS = 60.0  # for timing layers alone
@@ -68,16 +68,6 @@ def steps(rows: Sequence[Row], timed: bool = False) -> list[Step]:
 
 def _price(at: Step, to: Step) -> float:
     return (to.noise - at.noise) / (to.saved - at.saved)
-
-
-@dataclass(frozen=True)
-class Mixed:
-    """How a choice was made: what each layer loses alone, and the steps taken of all."""
-
-    rows: tuple[Row, ...]
-    schemes: dict[str, str]  # of each layer that is changed
-    steps: int
-    taken: int
 
 
 @dataclass

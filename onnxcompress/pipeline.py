@@ -18,6 +18,7 @@ import onnxcompress
 from onnxcompress.base import Context, Effect, Need, Pass, silent
 from onnxcompress.check import Check, difference
 from onnxcompress.data import Data, load_data, random_data, split_slice
+from onnxcompress.details import details, noises, origin
 from onnxcompress.drop import Limit, Metric, metric_name
 from onnxcompress.edit import tidy
 from onnxcompress.errors import BoundError, CompressError, UsageError
@@ -41,6 +42,7 @@ from onnxcompress.model import (
     weight_bytes,
     write_text,
 )
+from onnxcompress.page import page, page_template
 from onnxcompress.recipe import Mix, Recipe, as_recipe, parse
 from onnxcompress.registry import find_runtime
 from onnxcompress.report import Report, Size, Step, spread
@@ -84,6 +86,7 @@ def compress(
     *,
     output: str | Path | None = None,
     report_file: str | Path | None = None,
+    html_file: str | Path | None = None,
     data: Any = None,
     evaluation: Any = None,
     metric: Metric | None = None,
@@ -104,6 +107,7 @@ def compress(
     external_data: bool = False,
     inline: bool = False,
     measure_latency: bool = True,
+    command: str | None = None,
     progress: Callable[[int, int | None, str], None] = silent,
 ) -> Compressed:
     """Return `model` rewritten by `passes`, every rewrite verified; what is passed in is not changed.
@@ -120,7 +124,8 @@ def compress(
     `verify` is "each" (outputs compared after every pass; the default up to 500 MB of weights), "end" or
     "off". `exclude` are regular expressions of layers no pass may touch. `inline` writes the bodies of all
     functions in place of their calls, for engines that have no functions. `output` is written once all checks
-    are passed, `report_file`, JSON, after it.
+    are passed, `report_file`, JSON, and `html_file`, a page for people, after it; `command` is what they say
+    the run can be repeated with.
 
     Raises UsageError for a wrong request, BoundError where a check fails, CompressError for a model that
     can't be handled; nothing is written then.
@@ -128,6 +133,8 @@ def compress(
     wanted = (
         passes if isinstance(passes, Mix) else parse(passes) if isinstance(passes, str) else as_recipe(passes)
     )
+    if html_file is not None:
+        page_template()  # what is missing for the page is told now
     limit = None if max_drop is None else Limit(metric or "top1", max_drop, confidence)
     _check_request(wanted, verify, metric, evaluation, seed, threads)
     _check_bounds(wanted, limit, confidence, max_size, max_latency, evaluation)
@@ -136,11 +143,13 @@ def compress(
     current = load(model)
     source = Path(model) if isinstance(model, str | Path) else None
     apart = external_files(current, source) if source else {}
+    told = report_file is not None or html_file is not None
+    loaded = _bytes(current, told and output is not None)
     if encoded := decode(current):
         notes(current).append(
             f"{len(encoded)} weights were encoded: they were unpacked before the first pass"
         )
-    _check_targets([output, report_file], [source, *apart, *_paths(data, evaluation)])
+    _check_targets([output, report_file, html_file], [source, *apart, *_paths(data, evaluation)])
     large = weight_bytes(current) > LARGE
     verify = verify or ("end" if large else "each")
     expected = signature(current)
@@ -179,6 +188,11 @@ def compress(
         mixed=mixed,
         target=machine.name,
     )
+    given = clone(current) if told and not large else None
+    ahead = report.before.bytes - loaded
+    if told:
+        report.decoded = ahead + _bytes(current, output is not None)
+        report.origin = origin(command, seed, threads)
     compared = judged is not None or limit is not None or max_latency is not None or verify != "off"
     check = Check(engine, samples, tolerance, report, judged, compared, limit)
     check.start(source if large and source else clone(current))
@@ -196,6 +210,8 @@ def compress(
             if not large:
                 materialise(current)
             check_valid(current, expected)
+            if told:
+                report.steps[-1].bytes = ahead + _bytes(current, output is not None)
             if unchanged is not None:
                 check.step(each, unchanged, current)
     if inline:
@@ -239,8 +255,14 @@ def compress(
         size = save(current, output, external_data=external_data or bool(apart), jobs=jobs, check=finish)
         report.output = str(output)
     report.after = _size(load(output) if large and output else current, size)
+    if told:
+        last = Path(output) if output is not None else None if large else current
+        around = [] if given is None or verify == "off" else noises(given, current, engine, samples)
+        report.details = details(source or given, last, (given, current) if given else None, around)
     if report_file is not None:
         write_text(report_file, report.as_json() + "\n")
+    if html_file is not None:
+        write_text(html_file, page([(str(output or source or "model"), report)]))
     return Compressed(current, report)
 
 
@@ -403,6 +425,12 @@ def _stamp(model: ir.Model, recipe: Recipe, verify: str, target: Target) -> None
     props["onnxcompress.verify"] = verify
     if any(Need.TARGET in each.needs | each.uses for each in recipe.passes):
         props["onnxcompress.target"] = target.name
+
+
+def _bytes(model: ir.Model, whole: bool) -> int:
+    """Return the bytes of the file that `model` would be, of its weights where not the `whole` or large."""
+    weights = weight_bytes(model)
+    return to_proto(model).ByteSize() if whole and weights <= LARGE else weights
 
 
 def _size(model: ir.Model, size: int) -> Size:

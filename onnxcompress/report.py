@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from onnxcompress.base import Number, Record, tally
+from onnxcompress.details import Details, Origin
 from onnxcompress.drop import Drop
 from onnxcompress.layerwise import Passage, worst
 from onnxcompress.measure import Latency
+from onnxcompress.trials import Mixed
+from onnxcompress.trials import Row as Loss
+from onnxcompress.typed import plain
 from onnxcompress.verify import Comparison
 
 if TYPE_CHECKING:
@@ -19,10 +23,8 @@ if TYPE_CHECKING:
 
     from onnxcompress.channels import Span
     from onnxcompress.formats.unpack import Row
-    from onnxcompress.mixing import Mixed
-    from onnxcompress.trials import Row as Loss
 
-SCHEMA = 1
+SCHEMA = 2
 WORST = 3  # layers marked in the list of all
 
 
@@ -39,7 +41,8 @@ class Size:
 class Step:
     """One pass of a run; `comparison` is with the model the pass was given.
 
-    `numbers` are what the pass found out about the model as a whole.
+    `numbers` are what the pass found out about the model as a whole. `bytes` is what the file would take if
+    this pass were the last; where weights take more than 500 MB, of the rest of it nothing counts as changed.
     """
 
     recipe: str
@@ -48,11 +51,16 @@ class Step:
     records: list[Record]
     comparison: Comparison | None = None
     numbers: dict[str, Number] = field(default_factory=dict)
+    bytes: int | None = None
 
 
 @dataclass
 class Report:
-    """What a run of the pipeline did."""
+    """What a run of the pipeline did.
+
+    `decoded` are the bytes of the model before the first pass, more than those of `before` where weights were
+    encoded. They, those after each pass, `details` and `origin` are told where the report goes to a file.
+    """
 
     version: str
     recipe: str
@@ -70,19 +78,13 @@ class Report:
     target: str | None = None  # the machine compiled for
     latency: Latency | None = None
     output: str | None = None
+    decoded: int | None = None
+    details: Details | None = None
+    origin: Origin | None = None
 
     def as_json(self) -> str:
-        """Return the report as a JSON document; figures that are infinite are null."""
-        return json.dumps({"schema": SCHEMA, **plain(asdict(self))}, indent=2)
-
-
-def plain(value: Any) -> Any:
-    """Return `value`, of dictionaries, sequences and plain values, as JSON can hold it."""
-    if isinstance(value, dict):
-        return {key: plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        """Return the report as a JSON document, see docs/report.md; figures that are infinite are null."""
+        return json.dumps({"schema": SCHEMA, **plain(self)}, indent=2)
 
 
 def figures(report: Report) -> Iterator[tuple[str, str, str, str]]:
@@ -161,11 +163,16 @@ def tables(report: Report) -> Iterator[RenderableType]:
         passes.add_row(
             Text(step.recipe),
             step.effect,
-            Text("\n".join([_listed(tally(step.records, True)) or "nothing", *_named(step.numbers)])),
+            Text("\n".join(step_lines(step))),
             Text(_listed(tally(step.records, False))),
             likeness(step.comparison),
         )
     yield passes
+
+
+def step_lines(step: Step) -> list[str]:
+    """Return what a pass did, and what it found out about the model, a line each."""
+    return [_listed(tally(step.records, True)) or "nothing", *_named(step.numbers)]
 
 
 def comparison_table(comparison: Comparison, metric: str | None = None) -> RenderableType:

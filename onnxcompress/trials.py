@@ -27,7 +27,7 @@ from onnxcompress.model import clone, load, materialise, to_proto, weight_bytes,
 from onnxcompress.parts import Stopwatch, cut, faster
 from onnxcompress.recipe import Recipe, check_schemes, parse_schemes
 from onnxcompress.registry import find_runtime
-from onnxcompress.report import plain
+from onnxcompress.typed import plain
 from onnxcompress.verify import Comparison, compare
 
 if TYPE_CHECKING:
@@ -104,6 +104,16 @@ class Row:
     saved: int
     comparison: Comparison | None
     gained: float | None = None
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """How a choice was made: what each layer loses alone, and the steps taken of all."""
+
+    rows: tuple[Row, ...]
+    schemes: dict[str, str]  # of each layer that is changed
+    steps: int
+    taken: int
 
 
 class Recorded:

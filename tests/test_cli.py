@@ -68,6 +68,38 @@ def test_the_main_job_prints_what_it_did(tmp_path: Path) -> None:
     assert json.loads(report.read_text())["after"]["bytes"] == out.stat().st_size
 
 
+def test_a_run_is_told_as_a_page_and_runs_are_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in "ab":
+        wanted = ["--passes", "prune", "--report", f"{name}.json", "--html", f"{name}.html"]
+        assert in_process(capsys, LENET, f"{name}.onnx", *wanted)[0] == 0
+    command = f"onnxcompress compress {LENET} a.onnx --passes prune --report a.json --html a.html"
+    assert json.loads(Path("a.json").read_text())["origin"]["command"] == command
+    assert command in Path("a.html").read_text()
+    code, said, _ = in_process(capsys, "report", "a.json", "b.json")
+    assert code == 0
+    assert "b.json" in said
+    code, said, _ = in_process(capsys, "report", "a.json", "b.json", "--html", "both.html")
+    assert (code, said) == (0, "both.html: 2 runs\n")
+    assert "Comparison" in Path("both.html").read_text()
+    code, _, said = in_process(capsys, "report", "a.json", "--html", "a.json")
+    assert code == 2
+    assert "is read by this run too" in said
+
+
+def test_without_jinja2_a_page_is_refused_before_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    wanted = ["--passes", "prune", "--html", tmp_path / "a.html"]
+    code, _, said = in_process(capsys, LENET, tmp_path / "a.onnx", *wanted)
+    assert code == 2
+    assert "onnxcompress[report]" in said
+    assert not list(tmp_path.iterdir())
+
+
 def test_without_data_a_note_says_that_accuracy_is_unknown(tmp_path: Path) -> None:
     done = run(LENET, tmp_path / "out.onnx", "--passes", "prune")
     assert done.returncode == 0
@@ -243,6 +275,11 @@ MISTAKES: dict[str, tuple[list[object], int, str]] = {
         2,
         "does not exist",
     ),
+    "page over the output": ([LENET, "OUT", "--passes", "prune", "--html", "out.onnx"], 2, "the report too"),
+    "page without a folder": ([LENET, "OUT", "--passes", "prune", "--html", "none/a.html"], 2, "not exist"),
+    "missing report": (["report", "none.json"], 2, "none.json"),
+    "a model as a report": (["report", LENET], 2, "is no JSON"),
+    "no reports": (["report"], 2, "A.json"),
     "missing data": ([LENET, "OUT", "--passes", "quant", "--calib", "none.npz"], 2, "none.npz"),
     "data that is no array": ([LENET, "OUT", "--passes", "quant", "--calib", LENET], 2, "lenet5_digits.onnx"),
     "unreachable exactness": (

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PAGES = [
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("self-extraction", "schemes", "analysis", "zoo")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("self-extraction", "schemes", "analysis", "zoo", "report")),
 ]
 
 

@@ -39,12 +39,16 @@ RANKS = [
     ],
     ["qdq", "rounding", "fixedpoint", "gate"],
     ["passes"],
-    ["recipe", "registry", "report", "trials", "cure", "check", "mixing", "pipeline", "analysis"],
+    [
+        *("recipe", "registry", "typed", "trials", "details", "report", "runs", "page", "cure", "check"),
+        *("mixing", "pipeline", "analysis"),
+    ],
     ["zoo"],
     ["cli"],
 ]
 PACKAGES = {"passes": ROOT / "passes", "runtimes": ROOT / "runtimes"} | {
-    name: ROOT / "onnxcompress" / name for name in ("analysis", "channels", "data", "formats", "model", "zoo")
+    name: ROOT / "onnxcompress" / name
+    for name in ("analysis", "channels", "data", "formats", "model", "page", "zoo")
 }
 
 
@@ -125,4 +129,4 @@ def test_importing_the_package_pulls_in_nothing_heavy() -> None:
     "statement", ["from onnxcompress.passes import Prune", "import onnxcompress.cli, onnxcompress.pipeline"]
 )
 def test_engines_are_imported_only_when_they_run(statement: str) -> None:
-    assert not loaded_after(statement) & {"onnxruntime", "onnxsim", "torch", "numba", "PIL"}
+    assert not loaded_after(statement) & {"onnxruntime", "onnxsim", "torch", "numba", "PIL", "jinja2"}

@@ -191,7 +191,7 @@ def test_every_step_is_compared_with_the_model_it_was_given() -> None:
 def test_the_report_is_plain_json() -> None:
     report = quick("simplify,prune,quant(gate=off)", data=CALIB, evaluation=TEST).report
     document = json.loads(report.as_json())
-    assert document["schema"] == 1
+    assert document["schema"] == 2
     assert [step["recipe"] for step in document["steps"]] == ["simplify", "prune", "quant(gate=off)"]
     layer = next(each for each in document["steps"][1]["records"] if each["layer"] == "/fc1/Gemm")
     assert layer["numbers"]["zeros"] >= layer["numbers"]["size"] // 2

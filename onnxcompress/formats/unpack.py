@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -24,7 +23,8 @@ from onnxcompress.model import SparseTensor, clone, external_files, graphs, load
 DEPTH = 16  # functions in one another that make a weight
 
 
-class Row(NamedTuple):
+@dataclass(frozen=True)
+class Row:
     """One line of a ledger: a tensor, or what is said in `format`, and the bytes it takes in the file."""
 
     name: str

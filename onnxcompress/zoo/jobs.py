@@ -21,7 +21,7 @@ from onnxcompress.pipeline import compress
 from onnxcompress.recipe import Mix, as_recipe, parse
 
 # Arguments of `compress` that a job sets itself, or that are no plain data.
-_OWN = {"model", "passes", "output", "report_file", "tolerance", "progress", "jobs"}
+_OWN = {"model", "passes", "output", "report_file", "html_file", "command", "tolerance", "progress", "jobs"}
 DATA = ("data", "evaluation")
 DONE = "done"
 

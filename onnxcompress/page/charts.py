@@ -1,0 +1,189 @@
+"""Small charts as SVG elements that take their colours from the page.
+
+What a chart shows, a table beside it or its text alternative says, too. Series differ by shape or dash.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+from xml.etree import ElementTree
+
+from onnxcompress.details import Values
+
+WIDTH, HEIGHT = 360, 240  # of a plot; a phone shows it at about this size
+LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 40  # room for the axes
+SMALL = (160, 44)  # of a histogram
+NEAR = 14  # pixels: points as close as this share a label
+Place = tuple[float, float]
+_DASHES = ("none", "6 3", "2 3", "8 3 2 3")
+
+
+class Point(NamedTuple):
+    """A point of a scatter plot; one that no other beats in both axes is `best`."""
+
+    label: str
+    x: float
+    y: float
+    best: bool = False
+
+
+class Axis(NamedTuple):
+    """What an axis shows, and its ends."""
+
+    title: str
+    low: float
+    high: float
+
+    @staticmethod
+    def around(title: str, values: Sequence[float], zero: bool = False) -> Axis:
+        """Return an axis that holds `values`, and with `zero` zero."""
+        low, high = min([*values, *([0.0] if zero else [])]), max(values)
+        room = 0.06 * (high - low) or abs(high) * 0.1 or 1.0
+        return Axis(title, 0.0 if zero and low == 0 else low - room, high + room)
+
+    def share(self, value: float) -> float:
+        """Return the place of `value` between the ends, 0 to 1."""
+        return (value - self.low) / (self.high - self.low)
+
+    def ticks(self) -> Iterator[tuple[float, str]]:
+        """Yield three to six round numbers in the axis as they are written."""
+        rough = (self.high - self.low) / 4
+        power = 10.0 ** math.floor(math.log10(rough))
+        step = next(power * each for each in (1, 2, 5, 10) if power * each >= rough)
+        places = max(0, -math.floor(math.log10(step) + 1e-9))
+        for number in range(math.ceil(self.low / step), math.floor(self.high / step) + 1):
+            yield number * step, f"{number * step:.{places}f}"
+
+
+def scatter(points: Sequence[Point], across: Axis, up: Axis, summary: str) -> str:
+    """Return a scatter plot; the best points are filled and joined by a line, close ones share a label."""
+    drawing = _plot(across, up, summary)
+    best = sorted((point for point in points if point.best), key=lambda point: point.x)
+    if len(best) > 1:
+        path = _path(_place(across, up, point.x, point.y) for point in best)
+        _add(drawing, "polyline", {"class": "front", "points": path})
+    labels: list[tuple[float, float, list[str]]] = []
+    for point in points:
+        x, y = _place(across, up, point.x, point.y)
+        _add(
+            drawing,
+            "circle",
+            {"class": "best" if point.best else "point", "cx": _f(x), "cy": _f(y), "r": "5"},
+        )
+        near = [texts for left, top, texts in labels if abs(left - x) < NEAR and abs(top - y) < NEAR]
+        if near:
+            near[0].append(point.label)
+        else:
+            labels.append((x, y, [point.label]))
+    for x, y, texts in labels:
+        shift, anchor = (8, "start") if x < (LEFT + WIDTH) / 2 else (-8, "end")
+        _write(drawing, ", ".join(texts), x + shift, y - 5, anchor, "mark")
+    return _text(drawing)
+
+
+def lines(series: Sequence[Sequence[Place]], across: Axis, up: Axis, summary: str) -> str:
+    """Return curves through points; each has its own dash and number."""
+    drawing = _plot(across, up, summary)
+    for number, values in enumerate(series, 1):
+        places = [_place(across, up, x, y) for x, y in values]
+        dash = _DASHES[(number - 1) % len(_DASHES)]
+        _add(drawing, "polyline", {"class": "curve", "stroke-dasharray": dash, "points": _path(places)})
+        end, anchor = (places[-1], "end") if number % 2 else (places[0], "start")
+        _write(drawing, str(number), end[0], end[1] - 5, anchor, "mark")
+    return _text(drawing)
+
+
+def histogram(before: Values | None, after: Values | None, summary: str) -> str:
+    """Return how values are spread before, as an outline, and after, filled."""
+    width, height = SMALL
+    drawing = _drawing(width, height, summary, "spread")
+    known = [each for each in (before, after) if each is not None and any(each.counts)]
+    low = min((each.low for each in known), default=-1.0)
+    high = max((each.low + each.width * len(each.counts) for each in known), default=1.0)
+    tallest = max((max(each.counts) / each.width for each in known), default=1.0)
+    for values, name in ((after, "after"), (before, "before")):
+        if values in known and values is not None:
+            path = _outline(values, low, width / (high - low), (height - 2) / tallest, height - 1)
+            _add(drawing, "path", {"class": name, "d": path})
+    zero = -low / (high - low) * width
+    _line(drawing, "zero", (zero, 0), (zero, height))
+    return _text(drawing)
+
+
+def _outline(values: Values, low: float, wide: float, tall: float, floor: float) -> str:
+    """Return the path of a histogram's steps, densities being `tall` a unit."""
+    parts = [f"M{_f((values.low - low) * wide)} {_f(floor)}"]
+    for place, count in enumerate(values.counts):
+        right = (values.low + (place + 1) * values.width - low) * wide
+        parts.append(f"V{_f(floor - count / values.width * tall)}H{_f(right)}")
+    return "".join([*parts, f"V{_f(floor)}"])
+
+
+def _plot(across: Axis, up: Axis, summary: str) -> ElementTree.Element:
+    drawing = _drawing(WIDTH, HEIGHT, summary, "plot")
+    bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
+    for value, text in across.ticks():
+        x, _ = _place(across, up, value, up.low)
+        _line(drawing, "grid", (x, TOP), (x, bottom))
+        _write(drawing, text, x, bottom + 15, "middle", "tick")
+    for value, text in up.ticks():
+        _, y = _place(across, up, across.low, value)
+        _line(drawing, "grid", (LEFT, y), (right, y))
+        _write(drawing, text, LEFT - 6, y + 4, "end", "tick")
+    _write(drawing, across.title, (LEFT + right) / 2, HEIGHT - 6, "middle", "axis")
+    title = _write(drawing, up.title, 0, 0, "middle", "axis")
+    title.set("transform", f"translate(12 {(TOP + bottom) / 2}) rotate(-90)")
+    return drawing
+
+
+def _place(across: Axis, up: Axis, x: float, y: float) -> tuple[float, float]:
+    """Return where in a plot a point is, in pixels from its left and top."""
+    wide, tall = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
+    return LEFT + across.share(x) * wide, HEIGHT - BOTTOM - up.share(y) * tall
+
+
+def _drawing(width: int, height: int, summary: str, name: str) -> ElementTree.Element:
+    shape = {"viewBox": f"0 0 {width} {height}", "width": str(width), "height": str(height)}
+    return ElementTree.Element("svg", {**shape, "class": name, "role": "img", "aria-label": summary})
+
+
+def _add(parent: ElementTree.Element, tag: str, attributes: dict[str, str]) -> ElementTree.Element:
+    return ElementTree.SubElement(parent, tag, attributes)
+
+
+def _line(parent: ElementTree.Element, name: str, start: Place, end: Place) -> None:
+    ends = {"x1": start[0], "y1": start[1], "x2": end[0], "y2": end[1]}
+    _add(parent, "line", {"class": name, **{key: _f(value) for key, value in ends.items()}})
+
+
+def _write(
+    parent: ElementTree.Element, text: str, x: float, y: float, anchor: str, name: str
+) -> ElementTree.Element:
+    label = _add(parent, "text", {"class": name, "x": _f(x), "y": _f(y), "text-anchor": anchor})
+    label.text = text
+    return label
+
+
+def _path(places: Iterable[Place]) -> str:
+    return " ".join(f"{_f(x)},{_f(y)}" for x, y in places)
+
+
+def _f(value: float) -> str:
+    return f"{value:.1f}".removesuffix(".0")
+
+
+def _text(drawing: ElementTree.Element) -> str:
+    """Return the element as HTML, its text escaped."""
+    return ElementTree.tostring(drawing, encoding="unicode", method="html")
+
+
+def best(points: Iterable[tuple[float, float]]) -> list[bool]:
+    """Return which of `points` no other one beats, less being better in both numbers."""
+    given = list(points)
+    return [not any(_beats(other, each) for other in given) for each in given]
+
+
+def _beats(other: tuple[float, float], each: tuple[float, float]) -> bool:
+    return other != each and other[0] <= each[0] and other[1] <= each[1]

@@ -1,0 +1,82 @@
+"""Reports to render: of a run for real, and ones made by hand with names that are out for trouble."""
+
+import functools
+import tempfile
+from pathlib import Path
+
+from onnxcompress.base import Record
+from onnxcompress.details import Details, Noise, Values, Weight
+from onnxcompress.formats.unpack import Row
+from onnxcompress.measure import Latency
+from onnxcompress.pipeline import compress
+from onnxcompress.report import Report, Size, Step
+from onnxcompress.trials import Mixed
+from onnxcompress.trials import Row as Trial
+from onnxcompress.verify import Comparison
+
+TESTDATA = Path(__file__).parent.parent / "testdata"
+HOSTILE = "</style></svg><script>alert(1)</script><img src=http://x.example/\"onerror=alert(1)>&'\x00\ud800"
+
+
+@functools.cache
+def real() -> Report:
+    """Return the report of prune, quant and encode on a trained network."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        return compress(
+            TESTDATA / "lenet5_digits.onnx",
+            "prune(sparsity=0.8),cluster(bits=4),encode",
+            data=TESTDATA / "digits_calib.npz",
+            evaluation=TESTDATA / "digits_test.npz",
+            output=folder / "out.onnx",
+            report_file=folder / "report.json",
+            command="onnxcompress compress in.onnx out.onnx",
+        ).report
+
+
+def comparison(**changes: object) -> Comparison:
+    values = {
+        "samples": 4,
+        "exact": False,
+        "snr": 20.0,
+        "cosine": 1.0,
+        "largest_difference": 0.5,
+        "worst_output": "y",
+    }
+    return Comparison(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def made(name: str = "layer", layers: int = 3, size: int = 500, ratio: float = 0.5) -> Report:
+    """Return a report about layers, and with all else, called `name`."""
+    names = [f"{name}{number}" for number in range(layers)]
+    values = Values(1000, 10, -1.0, 0.05, [number % 7 for number in range(40)])
+    changed = [Record(each, True, name, {"snr": 12.5}) for each in names]
+    kept = [Record(each, False, f"too small {name}") for each in names]
+    return Report(
+        version="1",
+        recipe=name,
+        verify="each",
+        source=name,
+        before=Size(1000, 10, 10),
+        after=Size(size, 10, 5),
+        steps=[Step(name, "lossy", 0.5, [*changed, *kept], comparison(), {name: name}, size)],
+        notes=[name],
+        comparison=comparison(random=True),
+        evaluation=comparison(agreement=0.5, predictions=8, top1=(0.75, size / 1000)),
+        latency=Latency(0.002, ratio, 0.4, 0.6, 30),
+        output=name,
+        target=name,
+        decoded=1200,
+        details=Details(
+            [Row(each, "float", 100) for each in names],
+            [Row(each, name, 50) for each in names],
+            [Weight(each, values, values, 0.25) for each in names],
+            [Noise(each, None if each == names[0] else 0.001, 0.01) for each in names],
+        ),
+        mixed=Mixed(
+            tuple(Trial(each, (), name, name, 100, comparison()) for each in names),
+            dict.fromkeys(names[1:], name),
+            layers,
+            layers - 1,
+        ),
+    )

@@ -1,0 +1,197 @@
+"""The page as a parser sees it; tests/test_browser.py has what only a browser can tell."""
+
+import re
+from collections import Counter
+from dataclasses import replace
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from made_reports import HOSTILE, comparison, made, real
+
+from onnxcompress.page import SECTIONS, page
+from onnxcompress.page.charts import Axis, best
+from onnxcompress.pipeline import compress
+from onnxcompress.report import Report
+
+VOID = {"meta", "link", "br", "img", "hr", "input"}
+
+
+class Outline(HTMLParser):
+    """Tags with attributes, text by the tag it is in, and whether each that opens closes in turn."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[tuple[str, str]] = []
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, self.getpos()
+
+    def handle_data(self, data: str) -> None:
+        if data.strip():
+            self.texts.append((self.open[-1] if self.open else "", data.strip()))
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def single(report: Report) -> str:
+    return page([("run", report)])
+
+
+PAGES = {
+    "a run": lambda: single(real()),
+    "a run that tells little": lambda: single(Report("1", "prune", "off", "", made().before)),
+    "hostile names": lambda: page([(HOSTILE, made(HOSTILE)), (HOSTILE, made(HOSTILE, size=100))]),
+    "several runs": lambda: page([("a", real()), ("b", made()), ("c", made(size=700, ratio=0.2))]),
+}
+
+
+@pytest.fixture(params=PAGES, scope="module")
+def outline(request: pytest.FixtureRequest) -> Outline:
+    return Outline(PAGES[request.param]())
+
+
+def test_every_section_is_there_under_its_heading(outline: Outline) -> None:
+    headings = Counter(text for tag, text in outline.texts if tag == "h3")
+    runs = sum(tag == "h2" and text != "Comparison" for tag, text in outline.texts)
+    assert headings == dict.fromkeys(SECTIONS.values(), runs)
+
+
+def test_headings_go_down_a_level_at_a_time_from_a_single_first_one(outline: Outline) -> None:
+    levels = [int(tag[1]) for tag, _ in outline.tags if re.fullmatch("h[1-6]", tag)]
+    assert levels.count(1) == 1
+    assert levels[0] == 1
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+
+
+def test_ids_are_unique_and_references_lead_somewhere(outline: Outline) -> None:
+    ids = [attributes["id"] for _, attributes in outline.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for _, attributes in outline.tags:
+        for name in ("aria-labelledby", "aria-describedby"):
+            assert attributes.get(name, ids[0]) in ids
+    links = [attributes["href"] or "" for attributes in outline.all("a")]
+    assert links
+    assert all(link.startswith("#") and link[1:] in ids for link in links)
+
+
+def test_nothing_comes_from_elsewhere_and_no_script_runs(outline: Outline) -> None:
+    assert {tag for tag, _ in outline.tags}.isdisjoint(
+        {"script", "img", "link", "iframe", "object", "embed", "form", "base"}
+    )
+    for tag, attributes in outline.tags:
+        assert tag == "a" or not {"src", "href", "srcset", "data", "action"} & attributes.keys()
+        assert not any(name.startswith("on") for name in attributes)
+    (policy,) = (each for each in outline.all("meta") if each.get("http-equiv"))
+    assert policy["content"] == "default-src 'none'; style-src 'unsafe-inline'"
+    (style,) = (text for tag, text in outline.texts if tag == "style")
+    assert "url(" not in style
+    assert "@import" not in style
+
+
+def test_a_screen_reader_finds_its_way(outline: Outline) -> None:
+    assert outline.all("html") == [{"lang": "en"}]
+    for tag in ("main", "nav", "header", "footer", "title"):
+        assert len(outline.all(tag)) == 1, tag
+    tables = len(outline.all("table"))
+    assert tables
+    assert tables == len(outline.all("caption"))
+    assert all(each["scope"] in ("col", "row") for each in outline.all("th"))
+    assert all(each["role"] == "img" and each["aria-label"] for each in outline.all("svg"))
+    regions = [each for each in outline.all("div") if each.get("class") == "scroll"]
+    assert len(regions) == tables
+    assert all(each["tabindex"] == "0" and each["aria-labelledby"] for each in regions)
+
+
+def test_names_are_shown_as_they_are() -> None:
+    shown = HOSTILE.replace("\ud800", "?").replace("\x00", "\ufffd")
+    texts = [text for _, text in Outline(single(made(HOSTILE)).replace("\x00", "\ufffd")).texts]
+    for each in (shown, f"{shown}0", f"too small {shown}"):
+        assert each in texts
+
+
+def test_the_sizes_of_a_run_go_down_from_file_to_file() -> None:
+    report = real()
+    texts = [text for tag, text in Outline(single(report)).texts if tag in ("td", "th")]
+    assert report.after is not None
+    sizes = [report.before.bytes, *(step.bytes for step in report.steps), report.after.bytes]
+    places = [texts.index(f"{size:,}") for size in sizes]
+    assert places == sorted(places)
+
+
+def test_noise_and_sensitivity_are_drawn_and_listed() -> None:
+    outline = Outline(single(made("net", 4)))
+    plots = [each["aria-label"] or "" for each in outline.all("svg") if each["class"] == "plot"]
+    assert [each[:24] for each in plots] == ["Signal to noise around t", "Signal to noise of the o"]
+    cells = Counter(text for tag, text in outline.texts if tag == "td")
+    assert (cells["chosen"], cells["30.0 dB"], cells["not known"]) == (3, 3, 1)
+    assert cells["20.0 dB"] >= 8  # leaving each of four layers, and for each tried alone
+
+
+def test_what_was_left_is_told_with_its_reason_and_its_layers() -> None:
+    texts = [text for _, text in Outline(single(real())).texts]
+    assert "too small" in texts
+    assert "/conv1/Conv" in texts
+
+
+def test_many_layers_and_many_runs_stay_under_the_limit() -> None:
+    assert len(single(made("a/long/name/of/a/layer/", 3000)).encode()) < 1_500_000
+    runs = [(str(number), made(f"model{number}/", 100)) for number in range(60)]
+    text = page(runs)
+    assert len(text.encode()) < 1_500_000
+    assert "3 of 100" in text
+
+
+def test_a_plot_names_the_runs_that_nothing_else_beats() -> None:
+    bad = replace(made(size=900), evaluation=comparison(top1=(0.75, 0.1)))
+    runs = [made(), made(size=700, ratio=0.9), made(size=400, ratio=0.2), bad]
+    texts = Outline(page([("run", each) for each in runs])).texts
+    captions = [text for tag, text in texts if tag == "figcaption" and text.startswith("Size")]
+    assert [each.partition(".")[0] for each in captions] == ["Size and top-1 accuracy", "Size and latency"]
+    assert [each.partition("smallest on ")[2] for each in captions] == ["3, 1, 2, before.", "3."]
+
+
+def test_runs_without_a_common_measure_have_no_plot_and_the_page_says_so() -> None:
+    first, second = made(), made()
+    second.comparison = second.evaluation = second.latency = None
+    outline = Outline(page([("a", first), ("b", second)]))
+    assert not [each for each in outline.all("svg") if (each["aria-label"] or "").startswith("Size")]
+    assert sum("there is no plot" in text for _, text in outline.texts) == 2
+
+
+def test_points_that_another_beats_in_both_are_not_best() -> None:
+    assert best([(1, 5), (2, 5), (2, 1), (3, 0), (3, 2), (1, 5)]) == [True, False, True, True, False, True]
+
+
+@pytest.mark.parametrize("values", [[5.0], [0.0, 0.0], [1e-7, 2e-7], [12.06, 99.16], [1e9, 3e9]])
+def test_an_axis_holds_its_values_with_a_few_round_ticks(values: list[float]) -> None:
+    for axis in (Axis.around("", values), Axis.around("", values, zero=True)):
+        assert all(0 < axis.share(value) < 1 or value == axis.low == 0 for value in values)
+        ticks = list(axis.ticks())
+        assert 2 <= len(ticks) <= 6
+        assert len({text for _, text in ticks}) == len(ticks)
+
+
+def test_a_run_writes_its_page(tmp_path: Path) -> None:
+    compress(
+        Path(__file__).parent.parent / "testdata" / "lenet300_digits.onnx",
+        "simplify",
+        html_file=tmp_path / "a.html",
+    )
+    outline = Outline((tmp_path / "a.html").read_text(encoding="utf-8"))
+    assert ("code", "simplify") in outline.texts
