@@ -69,27 +69,45 @@ class Blocks:
 
     def fit(self, weight: np.ndarray) -> Fit:
         """Return the scales and zeros of the blocks of `weight` [inputs, outputs], finite."""
-        count, outputs = self.count(weight.shape[0]), weight.shape[1]
-        scale = np.empty((outputs, count), self.dtype)
-        zero = None if self.symmetric else np.empty((outputs, count), np.uint8)
+        fit = self._blank(weight)
         for blocks, columns in self._tiles(weight):
-            found, places = self._best(self._cut(weight, blocks, columns))
-            scale[columns, blocks] = found.T
-            if zero is not None:
-                zero[columns, blocks] = places.T
-        return Fit(scale, zero)
+            self._find(fit, self._cut(weight, blocks, columns), blocks, columns)
+        return fit
 
     def store(self, weight: np.ndarray, fit: Fit, packed: bool = True) -> Stored:
         """Return `weight` [inputs, outputs] in steps of its scales: uint8 [outputs, blocks, size].
 
         Of `packed` steps the last axis holds size * bits / 8 bytes.
         """
+        return self._stored_by(weight, fit, packed, find=False)
+
+    def quantize(self, weight: np.ndarray, packed: bool = True) -> tuple[Fit, Stored]:
+        """Return what ``fit(weight)`` and ``store(weight, fit, packed)`` do, reading `weight` once."""
+        fit = self._blank(weight)
+        return fit, self._stored_by(weight, fit, packed, find=True)
+
+    def _blank(self, weight: np.ndarray) -> Fit:
+        """Return scales and zeros for `weight` that are yet to be found."""
+        shape = weight.shape[1], self.count(weight.shape[0])
+        return Fit(np.empty(shape, self.dtype), None if self.symmetric else np.empty(shape, np.uint8))
+
+    def _find(self, fit: Fit, tile: np.ndarray, blocks: slice, columns: slice) -> None:
+        """Put the scales and zeros of the `blocks` of `columns`, which are `tile`, into `fit`."""
+        scale, zero = self._best(tile)
+        fit.scale[columns, blocks] = scale.T
+        if fit.zero is not None:
+            fit.zero[columns, blocks] = zero.T
+
+    def _stored_by(self, weight: np.ndarray, fit: Fit, packed: bool, find: bool) -> Stored:
+        """Return `weight` in steps of the scales of `fit`; those are to `find` first."""
         outputs, count = fit.scale.shape
         bits = self.bits if packed else 8
         result = np.empty((outputs, count, self.size * bits // 8), np.uint8)
         signal = noise = 0.0
         for blocks, columns in self._tiles(weight):
             tile = self._cut(weight, blocks, columns)
+            if find:
+                self._find(fit, tile, blocks, columns)
             scale = fit.scale[columns, blocks].T.astype(np.float32)
             middle = np.full(scale.shape, self.middle, np.float32)
             zero = middle if fit.zero is None else fit.zero[columns, blocks].T.astype(np.float32)
