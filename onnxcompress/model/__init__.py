@@ -1,21 +1,23 @@
 """Load and save models, and what all of them have.
 
-With its neighbours (reading, writing, protos, wire, storage, external, sparse, versions) the only part that
-touches model protobufs, paths, file sizes and external data.
+With its neighbours (reading, writing, protos, wire, storage, external, computed, sparse, versions) the only
+part that touches model protobufs, paths, file sizes and external data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 
 from onnxcompress.errors import CompressError
 from onnxcompress.model import protos, versions
+from onnxcompress.model.computed import ComputedTensor as ComputedTensor
+from onnxcompress.model.computed import lazy as lazy
+from onnxcompress.model.computed import reading as reading
 from onnxcompress.model.external import MappedTensor as MappedTensor
 from onnxcompress.model.reading import NOTES, check_skeleton
 from onnxcompress.model.reading import load as load
@@ -93,35 +95,6 @@ def opset(model: ir.Model) -> int:
 def weight_bytes(model: ir.Model) -> int:
     """Return the bytes the tensors of `model` take in a file, without reading them; shared ones once."""
     return sum(map(tensor_bytes, {id(tensor): tensor for tensor, _ in protos.places(model)}.values()))
-
-
-def lazy(
-    source: ir.TensorProtocol,
-    transform: Callable[[np.ndarray], np.ndarray],
-    dtype: ir.DataType | None = None,
-    shape: Sequence[int] | None = None,
-    name: str | None = None,
-) -> ir.TensorProtocol:
-    """Return the tensor ``transform(source.numpy())``, made anew whenever it is read.
-
-    `dtype`, `shape` and `name` are the source's unless given; ValueError, when it is read, where the
-    transform returns another. The transform must not change its argument, which may lie in a file; its pages
-    are given back afterwards.
-    """
-    kind = dtype or source.dtype
-    dims = ir.Shape(source.shape.numpy() if shape is None else shape)
-    label = name or source.name
-
-    def evaluate() -> ir.TensorProtocol:
-        result = np.asarray(transform(source.numpy()))
-        if isinstance(source, MappedTensor):
-            source.release()
-        if result.shape != dims.numpy() or result.dtype != kind.numpy():
-            found = f"{result.dtype}{list(result.shape)}"
-            raise ValueError(f"tensor {label!r} became {found}, expected {kind}{list(dims.numpy())}")
-        return ir.Tensor(result, dtype=kind, name=label)
-
-    return ir.LazyTensor(evaluate, kind, dims, name=label)
 
 
 def materialise(model: ir.Model) -> None:
