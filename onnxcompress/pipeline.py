@@ -6,6 +6,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +26,11 @@ from onnxcompress.formats.unpack import unpack as decode
 from onnxcompress.layers import layers
 from onnxcompress.measure import latencies
 from onnxcompress.model import (
-    MappedTensor,
     clone,
     external_files,
     load,
     materialise,
+    nonzeros,
     notes,
     opset,
     save,
@@ -70,7 +71,7 @@ class Compressed:
     model: ir.Model
     report: Report
 
-    def save(self, path: str | Path, *, external_data: bool = False, jobs: int = 1) -> None:
+    def save(self, path: str | Path, *, external_data: bool = False, jobs: int = 0) -> None:
         """Write the model to `path`; see :func:`onnxcompress.model.save`."""
         save(self.model, path, external_data=external_data, jobs=jobs)
 
@@ -93,7 +94,7 @@ def compress(
     exclude: str | Sequence[str] = (),
     seed: int = 0,
     threads: int = 0,
-    jobs: int = 1,
+    jobs: int = 0,
     external_data: bool = False,
     inline: bool = False,
     measure_latency: bool = True,
@@ -106,8 +107,9 @@ def compress(
     `target` names the machine to compile for (:mod:`onnxcompress.target`; None: this one).
     `verify` is "each" (outputs compared after every pass; the default up to 500 MB of weights), "end" or
     "off". `exclude` are regular expressions of layers no pass may touch. `inline` writes the bodies of all
-    functions in place of their calls, for engines that have no functions. `output` is written once all checks
-    are passed, `report_file`, JSON, after it.
+    functions in place of their calls, for engines that have no functions. `jobs` weights are computed at a
+    time, one for each core if 0. `output` is written once all checks are passed, `report_file`, JSON, after
+    it.
 
     Raises UsageError for a wrong request, BoundError where a check fails, CompressError for a model that
     can't be handled; nothing is written then.
@@ -149,7 +151,9 @@ def compress(
         recipe=str(recipe),
         verify=verify,
         source=str(source or ""),
-        before=_size(current, source.stat().st_size + sum(apart.values()) if source and output else size),
+        before=_size(
+            current, source.stat().st_size + sum(apart.values()) if source and output else size, jobs
+        ),
         notes=[*_unmatched(current, context), *_data_notes(verify, samples, calibration, judged)],
         metric=metric,
         target=machine.name,
@@ -197,9 +201,16 @@ def compress(
         finish(None)
         size = weight_bytes(current)
     else:
-        size = save(current, output, external_data=external_data or bool(apart), jobs=jobs, check=finish)
+        size = save(
+            current,
+            output,
+            external_data=external_data or bool(apart),
+            jobs=jobs,
+            check=finish,
+            progress=progress,
+        )
         report.output = str(output)
-    report.after = _size(load(output) if large and output else current, size)
+    report.after = _size(load(output) if large and output else current, size, jobs)
     if report_file is not None:
         write_text(report_file, report.as_json() + "\n")
     return Compressed(current, report)
@@ -343,13 +354,9 @@ def _stamp(model: ir.Model, recipe: Recipe, verify: str, target: Target) -> None
         props["onnxcompress.target"] = target.name
 
 
-def _size(model: ir.Model, size: int) -> Size:
+def _size(model: ir.Model, size: int, jobs: int) -> Size:
     """Count the elements of all tensors and those that aren't zero; `size` is in bytes."""
-    parameters = nonzeros = 0
-    for tensor in tensors(model):
-        if tensor.dtype is not ir.DataType.STRING:
-            parameters += int(np.prod(tensor.shape.numpy(), dtype=np.int64))
-            nonzeros += int(np.count_nonzero(tensor.numpy()))
-        if isinstance(tensor, MappedTensor):
-            tensor.release()
-    return Size(size, parameters, nonzeros)
+    counted = [tensor for tensor in tensors(model) if tensor.dtype is not ir.DataType.STRING]
+    parameters = sum(int(np.prod(tensor.shape.numpy(), dtype=np.int64)) for tensor in counted)
+    with ThreadPoolExecutor(jobs or None) as pool:
+        return Size(size, parameters, sum(pool.map(nonzeros, counted)))

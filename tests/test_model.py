@@ -38,6 +38,7 @@ from onnxcompress.model import (
     lazy,
     load,
     materialise,
+    nonzeros,
     notes,
     opset,
     save,
@@ -737,6 +738,13 @@ def test_counts_bytes_without_reading_them(tmp_path: Path) -> None:
     value = model.graph.initializers["w"]
     value.const_value = lazy(value.const_value, pytest.fail)
     assert weight_bytes(model) == (64 * 64 + 64) * 4
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.int8, bool])
+def test_counts_what_is_not_zero(dtype: type) -> None:
+    array = np.array([0, -0.0, 1, -1, np.nan, np.inf, 6e-8, 0] if dtype != np.int8 else [0, 1, -1], dtype)
+    for each in (np.tile(array, (3, 2**17 + 1)).T, array, array[:0], array[1]):
+        assert nonzeros(ir.tensor(each)) == np.count_nonzero(each)
 
 
 def test_external_data_counts_where_it_is_used(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -26,6 +27,8 @@ from onnxcompress.model.storage import put_in_line, tensor_bytes, write_header
 from onnxcompress.model.writing import IN_LINE_LIMIT as IN_LINE_LIMIT
 from onnxcompress.model.writing import save as save
 from onnxcompress.model.writing import write_text as write_text
+
+_COUNTED = 2**18  # elements that stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,20 @@ def materialise(model: ir.Model) -> None:
             if id(tensor) not in made:
                 made[id(tensor)] = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
             put(made[id(tensor)])
+
+
+def nonzeros(tensor: ir.TensorProtocol) -> int:
+    """Return how many elements of `tensor`, numbers, aren't zero, giving back the pages of a file read."""
+    array = tensor.numpy()
+    if array.dtype == np.float16:  # numpy counts these slowly; without the sign, zeros are zero bits
+        bits = np.ascontiguousarray(array).reshape(-1).view(np.uint16)
+        parts = (bits[start : start + _COUNTED] << 1 for start in range(0, bits.size, _COUNTED))
+        found = sum(int(np.count_nonzero(part)) for part in parts)
+    else:
+        found = int(np.count_nonzero(array))
+    if isinstance(tensor, MappedTensor):
+        tensor.release()
+    return found
 
 
 def to_proto(model: ir.Model, apart: Container[str] = ()) -> onnx.ModelProto:
