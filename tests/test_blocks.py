@@ -92,3 +92,17 @@ def test_half_precision_weights_are_cut_as_they_are() -> None:
     np.testing.assert_array_equal(
         restored(Blocks(8, 16), weight), restored(Blocks(8, 16), weight.astype(np.float32))
     )
+
+
+@given(shapes, st.sampled_from(BITS), st.booleans(), st.booleans(), st.booleans())
+def test_finding_scales_and_steps_at_once_gives_the_same(
+    shape: tuple[int, int], bits: int, symmetric: bool, searched: bool, packed: bool
+) -> None:
+    weight, blocks = drawn(shape), Blocks(bits, 16, symmetric, searched)
+    fit, stored = blocks.quantize(weight, packed)
+    alone = blocks.fit(weight)
+    np.testing.assert_array_equal(fit.scale, alone.scale)
+    np.testing.assert_array_equal(fit.zero, alone.zero)
+    other = blocks.store(weight, alone, packed)
+    np.testing.assert_array_equal(stored.steps, other.steps)
+    assert stored.snr == other.snr

@@ -17,8 +17,8 @@ import onnx_ir as ir
 from onnxcompress.errors import CompressError
 from onnxcompress.model import protos, versions
 from onnxcompress.model.computed import ComputedTensor as ComputedTensor
+from onnxcompress.model.computed import apply as apply
 from onnxcompress.model.computed import lazy as lazy
-from onnxcompress.model.computed import reading as reading
 from onnxcompress.model.external import MappedTensor as MappedTensor
 from onnxcompress.model.reading import NOTES, check_skeleton
 from onnxcompress.model.reading import load as load

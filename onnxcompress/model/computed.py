@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxcompress.model.external import MappedTensor
+
+_Result = TypeVar("_Result")
 
 
 class ComputedTensor(ir.LazyTensor):
@@ -59,15 +62,15 @@ def lazy(
     does, must change its argument, which may lie in a file; its pages are given back afterwards.
     """
     return ComputedTensor(
-        lambda: reading(source, transform),
+        lambda: apply(source, transform),
         dtype or source.dtype,
         source.shape.numpy() if shape is None else shape,
         name or source.name,
-        excerpt=None if excerpt is None else lambda: reading(source, excerpt),
+        excerpt=None if excerpt is None else lambda: apply(source, excerpt),
     )
 
 
-def reading(source: ir.TensorProtocol, transform: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+def apply(source: ir.TensorProtocol, transform: Callable[[np.ndarray], _Result]) -> _Result:
     """Return ``transform(source.numpy())``, giving back the pages of a file that were read."""
     result = transform(source.numpy())
     if isinstance(source, MappedTensor):
