@@ -2,8 +2,8 @@
 
 Each layer has the attention and the gated unit that such models share, without positions and the cache of
 keys: 4,096 wide, 32 heads, 11,008 inside, 32,000 tokens. Source: Touvron et al., LLaMA, 2023, table 2.
-Weights are float16 and normally distributed. They are slices of one drawn array, which starts elsewhere in each
-of them: drawing 7 billion numbers would take longer than compressing them.
+Weights are float16 and normally distributed. They are slices of one drawn array, which starts elsewhere in
+each of them: drawing 7 billion numbers would take longer than compressing them.
 """
 
 from functools import cache, partial
@@ -95,6 +95,6 @@ def part(start: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 @cache
 def drawn() -> np.ndarray:
-    """Return the array that weights are slices of: float16 [DRAWN], of the deviation that models begin with."""
+    """Return the array that weights are slices of: float16 [DRAWN], deviating as models begin."""
     values = np.random.default_rng(SEED).standard_normal(DRAWN, dtype=np.float32)
     return (values * np.float32(0.02)).astype(np.float16)
