@@ -7,12 +7,15 @@ each of them: drawing 7 billion numbers would take longer than compressing them.
 """
 
 from functools import cache, partial
+from pathlib import Path
 
 import numpy as np
 import onnx.parser
 import onnx_ir as ir
 
 from onnxcompress.model import lazy, load
+from onnxcompress.runtimes import OnnxRuntime
+from onnxcompress.verify import Likeness
 
 WIDTH, HEADS, INSIDE, TOKENS = 4096, 32, 11008, 32000
 DRAWN = 2**24 + 43  # numbers; no row of a weight repeats in it
@@ -98,3 +101,37 @@ def drawn() -> np.ndarray:
     """Return the array that weights are slices of: float16 [DRAWN], deviating as models begin."""
     values = np.random.default_rng(SEED).standard_normal(DRAWN, dtype=np.float32)
     return (values * np.float32(0.02)).astype(np.float16)
+
+
+def checked(source: Path, result: Path) -> str:
+    """Return how the last layer of `result` compares with that of `source`, which it was made of.
+
+    AssertionError where a product of `result` has tensors that don't fit together, or one is missing.
+    """
+    before, after = load(source), load(result)
+    products = [node for node in after.graph if node.op_type == "MatMulNBits"]
+    for node in products:
+        _, steps, scales = (value.const_value for value in node.inputs)
+        inputs, outputs, size, bits = (
+            node.attributes[name].as_int() for name in ("K", "N", "block_size", "bits")
+        )
+        assert tuple(scales.shape) == (outputs, -(-inputs // size))
+        assert tuple(steps.shape) == (*scales.shape, size * bits // 8)
+    layers = sum((node.name or "").endswith("_gate") for node in before.graph)
+    assert len(products) == layers * len(SHAPES) + 1
+    x = np.random.default_rng(SEED).standard_normal((1, 8, WIDTH)).astype(np.float16)
+    first, second = (
+        OnnxRuntime().prepare(alone(each, layers - 1)).run({f"l{layers - 1}_x": x})[f"l{layers}_x"]
+        for each in (before, after)
+    )
+    error = Likeness()
+    error.add(first, second)
+    return f"{len(products)} products in blocks; layer {layers - 1} in onnxruntime: {error.snr:.1f} dB"
+
+
+def alone(model: ir.Model, number: int) -> ir.Model:
+    """Return the layer of that `number` as a model of its own."""
+    graph = ir.convenience.extract(model.graph, [f"l{number}_x"], [f"l{number + 1}_x"])
+    for value in (*graph.inputs, *graph.outputs):
+        value.type, value.shape = ir.TensorType(ir.DataType.FLOAT16), ir.Shape((1, "length", WIDTH))
+    return ir.Model(graph, ir_version=model.ir_version)
