@@ -174,11 +174,11 @@ def compress(
     if inline:
         write_in_line(current)
         check_valid(current, expected)
-    progress(len(recipe.passes), len(recipe.passes), "checking the whole")
     _stamp(current, recipe, verify, machine)
     report.notes += [note for note in notes(current) if note not in report.notes]
 
     def finish(path: Path | None) -> None:
+        progress(len(recipe.passes), len(recipe.passes), "checking the whole")
         try:
             check.whole(recipe, path or current, verify)
         except BoundError:
