@@ -1,9 +1,13 @@
 """Make a model that is larger than memory should have to be.
 
     python benchmarks/make_large.py large.onnx --gigabytes 3
+    python benchmarks/make_large.py decoder.onnx --decoder 32
 
 Two convolutions and a stack of Gemm and MatMul with ReLUs, float32, symbolic batch, weights of 48 to 128 MiB
 each in external data. The values are drawn while the file is written, from a seed: the same file every time.
+
+With --decoder: a language model with so many layers, float16, as wide as those of 7 billion parameters, which
+have 32 layers: 6.7 billion numbers, 13.5 GB. See :mod:`decoder`.
 """
 
 import argparse
@@ -11,6 +15,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import decoder
 import numpy as np
 import onnx_ir as ir
 
@@ -101,8 +106,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Make a large model.")
     parser.add_argument("path", type=Path)
     parser.add_argument("--gigabytes", type=float, default=3.0)
+    parser.add_argument("--decoder", type=int, metavar="LAYERS")
     arguments = parser.parse_args()
-    make(arguments.path, arguments.gigabytes)
+    if arguments.decoder is None:
+        make(arguments.path, arguments.gigabytes)
+    else:
+        save(decoder.model(arguments.decoder), arguments.path, external_data=True, jobs=0)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ _TILE = (256, 256)  # inputs and outputs that are looked at together: they stay 
 _PROBED = 4  # numbers of each block that tell most blocks of many magnitudes
 _SEARCHED = {2: np.linspace(1, 0.4, 13), 4: np.linspace(1, 0.7, 13), 8: np.linspace(1, 0.98, 9)}
 _LEAST = np.float32(2.0**-126)  # scales below have no finite reciprocal
+_HALF = np.array(0x8FFFE000, np.uint32).view(np.int32)  # sign, exponent and fraction of float16 in float32
 _Scale = tuple[np.ndarray, np.ndarray]  # scale and zero [blocks, outputs], float32
 
 
@@ -69,33 +70,51 @@ class Blocks:
 
     def fit(self, weight: np.ndarray) -> Fit:
         """Return the scales and zeros of the blocks of `weight` [inputs, outputs], finite."""
-        count, outputs = self.count(weight.shape[0]), weight.shape[1]
-        scale = np.empty((outputs, count), self.dtype)
-        zero = None if self.symmetric else np.empty((outputs, count), np.uint8)
+        fit = self._blank(weight)
         for blocks, columns in self._tiles(weight):
-            found, places = self._best(self._cut(weight, blocks, columns))
-            scale[columns, blocks] = found.T
-            if zero is not None:
-                zero[columns, blocks] = places.T
-        return Fit(scale, zero)
+            self._find(fit, self._cut(weight, blocks, columns), blocks, columns)
+        return fit
 
     def store(self, weight: np.ndarray, fit: Fit, packed: bool = True) -> Stored:
         """Return `weight` [inputs, outputs] in steps of its scales: uint8 [outputs, blocks, size].
 
         Of `packed` steps the last axis holds size * bits / 8 bytes.
         """
+        return self._stored_by(weight, fit, packed, find=False)
+
+    def quantize(self, weight: np.ndarray, packed: bool = True) -> tuple[Fit, Stored]:
+        """Return what ``fit(weight)`` and ``store(weight, fit, packed)`` do, reading `weight` once."""
+        fit = self._blank(weight)
+        return fit, self._stored_by(weight, fit, packed, find=True)
+
+    def _blank(self, weight: np.ndarray) -> Fit:
+        """Return scales and zeros for `weight` that are yet to be found."""
+        shape = weight.shape[1], self.count(weight.shape[0])
+        return Fit(np.empty(shape, self.dtype), None if self.symmetric else np.empty(shape, np.uint8))
+
+    def _find(self, fit: Fit, tile: np.ndarray, blocks: slice, columns: slice) -> None:
+        """Put the scales and zeros of the `blocks` of `columns`, which are `tile`, into `fit`."""
+        scale, zero = self._best(tile)
+        fit.scale[columns, blocks] = scale.T
+        if fit.zero is not None:
+            fit.zero[columns, blocks] = zero.T
+
+    def _stored_by(self, weight: np.ndarray, fit: Fit, packed: bool, find: bool) -> Stored:
+        """Return `weight` in steps of the scales of `fit`; those are to `find` first."""
         outputs, count = fit.scale.shape
         bits = self.bits if packed else 8
         result = np.empty((outputs, count, self.size * bits // 8), np.uint8)
         signal = noise = 0.0
         for blocks, columns in self._tiles(weight):
             tile = self._cut(weight, blocks, columns)
+            if find:
+                self._find(fit, tile, blocks, columns)
             scale = fit.scale[columns, blocks].T.astype(np.float32)
             middle = np.full(scale.shape, self.middle, np.float32)
             zero = middle if fit.zero is None else fit.zero[columns, blocks].T.astype(np.float32)
             steps = self._rounded(tile, scale, zero)
-            whole = np.add(steps, zero[:, None], dtype=np.float32).astype(np.uint8)
-            result[columns, blocks] = pack(whole, bits, axis=1).transpose(2, 0, 1)
+            whole = np.add(steps, zero[:, None], dtype=np.float32)
+            result[columns, blocks] = _packed(whole, bits).transpose(2, 0, 1)
             signal += _energy(tile)
             noise += _energy(self._error(tile, steps, scale))
         lost = noise > 0 and signal > 0
@@ -116,7 +135,7 @@ class Blocks:
         wanted = (blocks.stop - blocks.start) * self.size
         result = np.zeros((wanted, part.shape[1]), np.float32)
         turned = part.strides[0] < part.strides[1]  # its columns lie far apart in memory
-        result[: len(part)] = part.T.copy().T if turned else part
+        _widen(part.T.copy().T if turned else part, result[: len(part)])
         return result.reshape(-1, self.size, part.shape[1])
 
     def _rounded(self, tile: np.ndarray, scale: np.ndarray, zero: np.ndarray) -> np.ndarray:
@@ -181,6 +200,31 @@ class Blocks:
         kept = scale.astype(self.dtype).astype(np.float32)
         kept[np.abs(kept) < _LEAST] = 0
         return kept
+
+
+def _widen(numbers: np.ndarray, result: np.ndarray) -> None:
+    """Put `numbers` [float16 or float32, finite] into `result` [same shape, float32].
+
+    Of float16, bits are put where float32 has them, which numpy does by one number at a time: the exponent is
+    too small by 112 then.
+    """
+    if numbers.dtype != np.float16:
+        result[...] = numbers
+        return
+    bits = result.view(np.int32)
+    bits[...] = numbers.view(np.int16)
+    bits <<= 13
+    bits &= _HALF
+    result *= np.float32(2.0**112)
+
+
+def _packed(whole: np.ndarray, bits: int) -> np.ndarray:
+    """Return ``pack(whole, bits, axis=1)`` of steps [blocks, size, outputs], float32, that fill bytes."""
+    each = 8 // bits
+    result = whole[:, ::each].copy() if each > 1 else whole
+    for place in range(1, each):
+        result += whole[:, place::each] * np.float32(1 << place * bits)
+    return result.astype(np.uint8)
 
 
 def _energy(numbers: np.ndarray) -> float:

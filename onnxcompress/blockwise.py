@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import ml_dtypes
 import numpy as np
@@ -13,11 +13,12 @@ from onnxcompress.base import Number, Record
 from onnxcompress.blocks import Blocks, Fit, pack
 from onnxcompress.edit import Edit, drop, home, substitute
 from onnxcompress.layers import Layer, finite
-from onnxcompress.model import clone, lazy
+from onnxcompress.model import ComputedTensor, apply, clone, lazy
 
 CONTRIBUTED = "com.microsoft"
 PORTABLE_OPSET = 21  # DequantizeLinear with blocks, and integers of four bits
 _SIGNED = {4: (ir.DataType.INT4, ml_dtypes.int4), 8: (ir.DataType.INT8, np.int8)}
+_FEW = 1024, 256  # inputs and outputs of a weight that tell what the others are like
 _UNSIGNED = {4: (ir.DataType.UINT4, ml_dtypes.uint4), 8: (ir.DataType.UINT8, np.uint8)}
 
 
@@ -70,8 +71,109 @@ def refusal(layer: Layer, functions: set[ir.Graph]) -> str | None:
     return "a function's body" if layer.node.graph in functions else None
 
 
+@dataclass(eq=False)
+class Packed:
+    """The tensors that hold the weight of `layer` in `blocks`, computed when they are read.
+
+    The steps are made from the weight, scales and zeros on the way: read after the steps, they cost nothing.
+    What is kept of the weight is put into `records` whenever the steps are made.
+    """
+
+    layer: Layer
+    blocks: Blocks
+    portable: bool
+    records: Sequence[Record] = ()
+    _fit: Fit | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self._source, self._name = self.layer.tensor, self.layer.weight.name  # the layer is yet to be removed
+        self._inputs, self._outputs = sizes(self.layer)
+
+    def tensors(self) -> dict[str, ir.TensorProtocol]:
+        """Return the tensors by what they are: "blocks", "scales" and, of blocks with zeros, "zeros"."""
+        count, symmetric = self.blocks.count(self._inputs), self.blocks.symmetric
+        kind = ir.DataType.UINT8
+        shape: tuple[int, ...] = self._outputs, count, self.blocks.size * self.blocks.bits // 8
+        if self.portable:
+            kind, _ = (_SIGNED if symmetric else _UNSIGNED)[self.blocks.bits]
+            shape = self._inputs, self._outputs
+        steps = lazy(
+            self._source,
+            self._steps,
+            kind,
+            shape,
+            f"{self._name}_blocks",
+            excerpt=lambda part: self._few(part)[0],
+        )
+        scales = ComputedTensor(
+            lambda: self._scales(self._found()),
+            ir.DataType.from_numpy(np.dtype(self.blocks.dtype)),
+            (count, self._outputs) if self.portable else (self._outputs, count),
+            f"{self._name}_scales",
+            excerpt=lambda: apply(self._source, lambda part: self._few(part)[1]),
+            after=steps,
+        )
+        if symmetric:
+            return {"blocks": steps, "scales": scales}
+        packed = -(-count * self.blocks.bits // 8)
+        zeros = ComputedTensor(
+            lambda: self._zeros(self._found()),
+            kind,
+            (count, self._outputs) if self.portable else (self._outputs, packed),
+            f"{self._name}_zeros",
+            after=steps,
+        )
+        return {"blocks": steps, "scales": scales, "zeros": zeros}
+
+    def _matrix(self, weight: np.ndarray) -> np.ndarray:
+        return matrix(self.layer, finite(weight, self._name))
+
+    def _steps(self, weight: np.ndarray) -> np.ndarray:
+        self._fit, stored = self.blocks.quantize(self._matrix(weight), not self.portable)
+        for record in self.records:
+            record.numbers["snr"] = stored.snr
+        return self._written(stored.steps, self._inputs)
+
+    def _found(self) -> Fit:
+        if self._fit is None:
+            self._fit = apply(self._source, lambda weight: self.blocks.fit(self._matrix(weight)))
+        return self._fit
+
+    def _few(self, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return steps and scales of blocks of some outputs, both evenly spread over `weight`."""
+        size, count = self.blocks.size, max(1, _FEW[0] // self.blocks.size)
+        firsts = size * np.linspace(0, self.blocks.count(self._inputs) - 1, count, dtype=np.int64)
+        rows = (firsts[:, None] + np.arange(size)).ravel().clip(max=self._inputs - 1)
+        columns = np.linspace(0, self._outputs - 1, _FEW[1], dtype=np.int64)
+        part = matrix(self.layer, weight)[np.ix_(rows, columns)]
+        fit, stored = self.blocks.quantize(finite(part, self._name), not self.portable)
+        return self._written(stored.steps, rows.size), self._scales(fit)
+
+    def _written(self, steps: np.ndarray, inputs: int) -> np.ndarray:
+        """Return `steps` as they are stored, of a weight with so many `inputs`."""
+        if not self.portable:
+            return steps
+        flat = steps.reshape(len(steps), -1)[:, :inputs].T
+        if self.blocks.symmetric:
+            return (
+                (flat.astype(np.int16) - self.blocks.middle)
+                .astype(np.int8)
+                .astype(_SIGNED[self.blocks.bits][1])
+            )
+        return np.ascontiguousarray(flat).astype(_UNSIGNED[self.blocks.bits][1])
+
+    def _scales(self, fit: Fit) -> np.ndarray:
+        return fit.scale.T if self.portable else fit.scale
+
+    def _zeros(self, fit: Fit) -> np.ndarray:
+        assert fit.zero is not None
+        if self.portable:
+            return fit.zero.T.astype(_UNSIGNED[self.blocks.bits][1])
+        return pack(fit.zero, self.blocks.bits)
+
+
 def write(
-    edit: Edit, readers: Sequence[Layer], blocks: Blocks, fit: Fit, form: Form, records: Sequence[Record] = ()
+    edit: Edit, readers: Sequence[Layer], blocks: Blocks, form: Form, records: Sequence[Record] = ()
 ) -> None:
     """Put products in blocks in the place of `readers`, which share a weight.
 
@@ -80,32 +182,11 @@ def write(
     layer = readers[0]
     value, tensor = layer.weight, layer.tensor
     inputs, outputs = sizes(layer)
-    graph, count = home(value), blocks.count(inputs)
-    portable = form.level is None
-
-    def stored(weight: np.ndarray) -> np.ndarray:
-        found = blocks.store(matrix(layer, finite(weight, value.name)), fit, not portable)
-        for record in records:
-            record.numbers["snr"] = found.snr
-        if not portable:
-            return found.steps
-        flat = found.steps.reshape(outputs, -1)[:, :inputs].T
-        return np.ascontiguousarray(flat) if fit.zero is not None else _signed(flat, blocks)
-
-    if portable:
-        kind, plain = (_SIGNED if fit.zero is None else _UNSIGNED)[blocks.bits]
-        content = lazy(tensor, lambda weight: stored(weight).astype(plain), kind, (inputs, outputs))
-        scale, zero = fit.scale.T, None if fit.zero is None else fit.zero.T.astype(plain)
-    else:
-        shape = (outputs, count, blocks.size * blocks.bits // 8)
-        content = lazy(tensor, stored, ir.DataType.UINT8, shape)
-        scale, zero = fit.scale, None if fit.zero is None else pack(fit.zero, blocks.bits)
+    graph, portable = home(value), form.level is None
+    packed = Packed(layer, blocks, portable, records)
     constants: list[ir.Value | None] = [
-        edit.constant(graph, f"{value.name}_blocks", content),
-        edit.constant(graph, f"{value.name}_scales", np.ascontiguousarray(scale)),
+        edit.constant(graph, f"{value.name}_{what}", made) for what, made in packed.tensors().items()
     ]
-    if zero is not None:
-        constants.append(edit.constant(graph, f"{value.name}_zeros", np.ascontiguousarray(zero)))
     if portable:
         attributes: dict[str, int] = {"axis": 0, "block_size": blocks.size}
         node = edit.node(
@@ -120,10 +201,6 @@ def write(
     for each in readers:
         _product(edit, each, constants, attributes if not portable else None)
     drop(value)
-
-
-def _signed(steps: np.ndarray, blocks: Blocks) -> np.ndarray:
-    return (steps.astype(np.int16) - blocks.middle).astype(np.int8)
 
 
 def _product(
@@ -147,13 +224,21 @@ def _product(
     substitute(output, nodes[-1].outputs[0])
 
 
-def alone(layer: Layer, rows: int) -> ir.Model:
-    """Return the product of `layer` as a model of its own, of an input "x" with `rows` rows, without bias."""
-    dtype = layer.tensor.dtype
+def alone(layer: Layer, rows: int, most: int | None = None) -> ir.Model:
+    """Return the product of `layer` as a model of its own, of an input "x" with `rows` rows, without bias.
+
+    Of a weight with more than `most` elements, it has a part of the outputs, evenly spread.
+    """
+    dtype, tensor = layer.tensor.dtype, layer.tensor
     inputs, outputs = sizes(layer)
+    if most is not None and inputs * outputs > most:
+        axis = 0 if _turned(layer) else 1
+        kept = np.linspace(0, outputs - 1, max(1, most // inputs), dtype=np.int64)
+        tensor = ir.tensor(apply(tensor, lambda weight: weight.take(kept, axis)), name="w")
+        outputs = kept.size
     x = ir.Value(name="x", type=ir.TensorType(dtype), shape=ir.Shape([rows, inputs]))
     weight = ir.Value(
-        name="w", type=ir.TensorType(dtype), shape=ir.Shape(layer.shape), const_value=layer.tensor
+        name="w", type=ir.TensorType(dtype), shape=ir.Shape(tensor.shape.numpy()), const_value=tensor
     )
     y = ir.Value(name="y", type=ir.TensorType(dtype), shape=ir.Shape([rows, outputs]))
     attributes = {"transB": layer.node.attributes.get_int("transB", 0)} if layer.op == "Gemm" else {}

@@ -179,7 +179,9 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--inline", is_flag=True, help="Write functions in line, for engines that have none, such as OpenVINO."
 )
-@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Weights written at once.")
+@click.option(
+    "--jobs", type=click.IntRange(0), default=0, help="Weights computed at a time; 0: one for each core."
+)
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),

@@ -153,10 +153,19 @@ class Layer:
 
 
 def finite(weight: np.ndarray, name: str | None) -> np.ndarray:
-    """Return `weight` [any shape, float] as it is; CompressError naming it where it holds NaN or infinity."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        probe = float(np.sum(weight, dtype=np.float64)) if weight.size else 0.0
-    if not np.isfinite(probe) and not np.isfinite(weight.astype(np.float32, copy=False)).all():
+    """Return `weight` [any shape] as it is; CompressError naming it where it holds NaN or infinity.
+
+    Bit patterns of numbers that aren't finite are the largest of their sign: as integers with a sign the
+    positive ones, without a sign the negative ones.
+    """
+    if weight.dtype.kind in "iub":
+        return weight
+    width = weight.dtype.itemsize
+    infinite = int(np.array(np.inf, weight.dtype).view(f"u{width}"))
+    if weight.size and (
+        int(weight.view(f"i{width}").max()) >= infinite
+        or int(weight.view(f"u{width}").max()) >= infinite + (1 << 8 * width - 1)
+    ):
         raise CompressError(f"{name}: the weight holds NaN or infinity, expected finite numbers")
     return weight
 

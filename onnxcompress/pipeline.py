@@ -6,6 +6,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,11 +29,11 @@ from onnxcompress.layers import layers
 from onnxcompress.measure import latencies
 from onnxcompress.mixing import Search
 from onnxcompress.model import (
-    MappedTensor,
     clone,
     external_files,
     load,
     materialise,
+    nonzeros,
     notes,
     opset,
     save,
@@ -75,7 +76,7 @@ class Compressed:
     model: ir.Model
     report: Report
 
-    def save(self, path: str | Path, *, external_data: bool = False, jobs: int = 1) -> None:
+    def save(self, path: str | Path, *, external_data: bool = False, jobs: int = 0) -> None:
         """Write the model to `path`; see :func:`onnxcompress.model.save`."""
         save(self.model, path, external_data=external_data, jobs=jobs)
 
@@ -103,7 +104,7 @@ def compress(
     exclude: str | Sequence[str] = (),
     seed: int = 0,
     threads: int = 0,
-    jobs: int = 1,
+    jobs: int = 0,
     external_data: bool = False,
     inline: bool = False,
     measure_latency: bool = True,
@@ -123,9 +124,9 @@ def compress(
     `target` names the machine to compile for (:mod:`onnxcompress.target`; None: this one).
     `verify` is "each" (outputs compared after every pass; the default up to 500 MB of weights), "end" or
     "off". `exclude` are regular expressions of layers no pass may touch. `inline` writes the bodies of all
-    functions in place of their calls, for engines that have no functions. `output` is written once all checks
-    are passed, `report_file`, JSON, and `html_file`, a page for people, after it; `command` is what they say
-    the run can be repeated with.
+    functions in place of their calls, for engines that have no functions. `jobs` weights are computed at a
+    time, one for each core if 0. `output` is written once all checks are passed, `report_file`, JSON, and
+    `html_file`, a page for people, after it; `command` is what they say the run can be repeated with.
 
     Raises UsageError for a wrong request, BoundError where a check fails, CompressError for a model that
     can't be handled; nothing is written then.
@@ -182,7 +183,7 @@ def compress(
         recipe=str(recipe),
         verify=verify,
         source=str(source or ""),
-        before=_size(current, stored if stored and output else size),
+        before=_size(current, stored if stored and output else size, jobs),
         notes=[*_unmatched(current, context), *_data_notes(verify, samples, calibration, judged)],
         metric=watched,
         mixed=mixed,
@@ -217,13 +218,13 @@ def compress(
     if inline:
         write_in_line(current)
         check_valid(current, expected)
-    progress(len(recipe.passes), len(recipe.passes), "checking the whole")
     _stamp(current, Recipe(tuple(done)), verify, machine)
     report.notes += [note for note in notes(current) if note not in report.notes]
     if most and (taken := to_proto(current).ByteSize()) > most:
         raise BoundError(f"max-size: {taken:,} bytes, expected {most:,.0f} at most")
 
     def finish(path: Path | None) -> None:
+        progress(len(recipe.passes), len(recipe.passes), "checking the whole")
         try:
             check.whole(recipe, path or current, verify)
         except BoundError:
@@ -252,9 +253,16 @@ def compress(
         finish(None)
         size = weight_bytes(current)
     else:
-        size = save(current, output, external_data=external_data or bool(apart), jobs=jobs, check=finish)
+        size = save(
+            current,
+            output,
+            external_data=external_data or bool(apart),
+            jobs=jobs,
+            check=finish,
+            progress=progress,
+        )
         report.output = str(output)
-    report.after = _size(load(output) if large and output else current, size)
+    report.after = _size(load(output) if large and output else current, size, jobs)
     if told:
         last = Path(output) if output is not None else None if large else current
         around = [] if given is None or verify == "off" else noises(given, current, engine, samples)
@@ -433,13 +441,9 @@ def _bytes(model: ir.Model, whole: bool) -> int:
     return to_proto(model).ByteSize() if whole and weights <= LARGE else weights
 
 
-def _size(model: ir.Model, size: int) -> Size:
+def _size(model: ir.Model, size: int, jobs: int) -> Size:
     """Count the elements of all tensors and those that aren't zero; `size` is in bytes."""
-    parameters = nonzeros = 0
-    for tensor in tensors(model):
-        if tensor.dtype is not ir.DataType.STRING:
-            parameters += int(np.prod(tensor.shape.numpy(), dtype=np.int64))
-            nonzeros += int(np.count_nonzero(tensor.numpy()))
-        if isinstance(tensor, MappedTensor):
-            tensor.release()
-    return Size(size, parameters, nonzeros)
+    counted = [tensor for tensor in tensors(model) if tensor.dtype is not ir.DataType.STRING]
+    parameters = sum(int(np.prod(tensor.shape.numpy(), dtype=np.int64)) for tensor in counted)
+    with ThreadPoolExecutor(jobs or None) as pool:
+        return Size(size, parameters, sum(pool.map(nonzeros, counted)))

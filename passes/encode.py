@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxcompress.base import Context, Effect, Pass, Result, option
@@ -16,7 +17,7 @@ from onnxcompress.formats.blockcsr import scattered
 from onnxcompress.formats.huffman import BLOCKS
 from onnxcompress.formats.storing import Way, choose, promising, store, ways
 from onnxcompress.layers import constant
-from onnxcompress.model import SparseTensor, convert_up, graphs
+from onnxcompress.model import ComputedTensor, MappedTensor, SparseTensor, apply, convert_up, graphs
 
 KINDS = (
     ir.DataType.FLOAT,
@@ -29,6 +30,8 @@ KINDS = (
 
 
 LARGE = 2**20  # elements
+HUGE = 2**25  # elements of a weight in a file that isn't read without need
+WORTH = 0.1  # share of its bytes that must be saved, then
 COPIES = 2  # of the dense weights in memory, while onnxruntime loads them
 # words of `sparse_format` -> words of `format`
 SPARSE = {
@@ -52,6 +55,10 @@ class Encode(Pass):
     kept, the functions it needs included. All Huffman codes of a model are decoded at once. This pays for
     weights that are pruned, share values or are integers; others stay as they are. It is the last pass of a
     recipe: other passes see no constants in what it wrote.
+
+    Weights of 2^25 or more elements that stay in a file, and blocks that `quant-blocks` makes of a model
+    above 500 MB, are only read or computed where an excerpt tells that a tenth or more can be saved. What is
+    encoded is held in memory.
 
     An engine that computes the weights when it loads the model keeps intermediate results until all are done.
     ``load_memory`` bounds the memory this takes, at the price of a larger file: an engine is taken to hold
@@ -87,7 +94,7 @@ class Encode(Pass):
         found = weights(model)
         alike = Counter(form(tensor) for _, tensor in found.values())
         for key, (value, tensor) in found.items():
-            if reason := self.refusal(value, tensor, context):
+            if reason := self.refusal(value, tensor, context) or self.unpromising(tensor):
                 result.left(key.name, reason)
                 continue
             weight = Weight(tensor.numpy())
@@ -134,6 +141,14 @@ class Encode(Pass):
             return "excluded"
         return f"fewer than {self.min_size} elements" if tensor.size < self.min_size else None
 
+    def unpromising(self, tensor: ir.TensorProtocol) -> str | None:
+        """Return why it is not worth it to have all of `tensor` in memory, by an excerpt, or None."""
+        few = excerpt(tensor)
+        if few is None:
+            return None
+        least = min((way.bytes for way in self.ways(Weight(few))), default=few.nbytes)
+        return None if least <= (1 - WORTH) * few.nbytes else f"an excerpt has less than {WORTH:.0%} to save"
+
     def budget(self, model: ir.Model) -> float | None:
         """Return how many bytes intermediate results may take, or None."""
         if not self.load_memory:
@@ -159,6 +174,18 @@ class Encode(Pass):
             for way in ways(call, self.block, weigh)
         ]
         return found if weigh else promising(found)
+
+
+def excerpt(tensor: ir.TensorProtocol) -> np.ndarray | None:
+    """Return a small part of a `tensor` that is large in a file, or yet to be computed; None for others."""
+    if isinstance(tensor, ComputedTensor) and tensor.excerpt is not None:
+        return tensor.excerpt()
+    if not isinstance(tensor, MappedTensor) or tensor.size < HUGE:
+        return None
+    rows = len(tensor.shape) > 1 and tensor.shape.numpy()[0]
+    count = max(1, LARGE * rows // tensor.size) if rows else LARGE
+    kept = np.linspace(0, (rows or tensor.size) - 1, count, dtype=np.int64)
+    return apply(tensor, lambda whole: whole[kept])
 
 
 def form(tensor: ir.TensorProtocol) -> tuple[ir.DataType, tuple[int, ...]]:

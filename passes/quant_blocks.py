@@ -16,7 +16,7 @@ from onnxcompress.blockwise import FLOAT, INT8, PORTABLE, PORTABLE_OPSET, Form
 from onnxcompress.edit import Edit
 from onnxcompress.errors import UsageError
 from onnxcompress.layers import Layer, by_weight
-from onnxcompress.model import MappedTensor, clone, convert_up
+from onnxcompress.model import clone, convert_up
 from onnxcompress.trial import ROWS, Trial
 
 
@@ -38,8 +38,9 @@ class QuantBlocks(Pass):
 
     ``contrib=false`` writes ``MatMul(x, DequantizeLinear(W, scales))`` with blocks instead, standard ONNX
     from opset 21 on, for 4 and 8 bits; onnxruntime makes MatMulNBits of those with 4 bits as it loads the
-    model, and rounds activations. Weights are read twice, for their scales and when they are written, and
-    not held in memory.
+    model, and rounds activations. Weights are read when they are written, several at a time, and not held in
+    memory; those that are measured, one of each shape, are read before, too, and up to 4 million elements of
+    each for the error. With ``when=always,activations=float`` there is nothing to measure.
     Source: onnxruntime, ContribOperators.md, MatMulNBits; Dettmers et al., ICLR 2022 (blocks).
     """
 
@@ -85,17 +86,14 @@ class QuantBlocks(Pass):
         for readers in chosen:
             layer = readers[0]
             blocks = self._blocks(layer)
-            fit = blocks.fit(blockwise.matrix(layer, layer.value()))
-            if isinstance(layer.tensor, MappedTensor):
-                layer.tensor.release()
             numbers = blockwise.numbers(blocks, layer)
-            found = trial.best(layer, blocks, fit, samples.get(layer), numbers)
+            found = trial.best(layer, blocks, samples.get(layer), numbers)
             if isinstance(found, str):
                 result.left_all(readers, found, **numbers)
                 continue
             what = f"in blocks of {self.bits} bits, {found.what}"
             records = [result.changed(each, what, **numbers) for each in readers]
-            blockwise.write(edit, readers, blocks, fit, found, records)
+            blockwise.write(edit, readers, blocks, found, records)
         return result
 
     def _check(self, context: Context) -> None:

@@ -92,3 +92,30 @@ def test_half_precision_weights_are_cut_as_they_are() -> None:
     np.testing.assert_array_equal(
         restored(Blocks(8, 16), weight), restored(Blocks(8, 16), weight.astype(np.float32))
     )
+
+
+@given(shapes, st.sampled_from(BITS), st.booleans(), st.booleans(), st.booleans())
+def test_finding_scales_and_steps_at_once_gives_the_same(
+    shape: tuple[int, int], bits: int, symmetric: bool, searched: bool, packed: bool
+) -> None:
+    weight, blocks = drawn(shape), Blocks(bits, 16, symmetric, searched)
+    fit, stored = blocks.quantize(weight, packed)
+    alone = blocks.fit(weight)
+    np.testing.assert_array_equal(fit.scale, alone.scale)
+    np.testing.assert_array_equal(fit.zero, alone.zero)
+    other = blocks.store(weight, alone, packed)
+    np.testing.assert_array_equal(stored.steps, other.steps)
+    assert stored.snr == other.snr
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_half_precision_is_read_as_it_is(bits: int) -> None:
+    patterns = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    weight = patterns[np.isfinite(patterns)].reshape(-1, 16)
+    for each in (weight, weight.T):
+        plain, half = (Blocks(bits, 16).quantize(given) for given in (each.astype(np.float32), each))
+        np.testing.assert_array_equal(half[0].scale, plain[0].scale)
+        np.testing.assert_array_equal(half[1].steps, plain[1].steps)
+        np.testing.assert_array_equal(
+            half[1].steps, pack(Blocks(bits, 16).store(each, half[0], packed=False).steps, bits)
+        )

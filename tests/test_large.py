@@ -1,18 +1,22 @@
 """Models larger than one protobuf, or than memory: at sizes that tests can afford."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import decoder
 import numpy as np
 import onnx
 import onnx.numpy_helper
+import onnx_ir as ir
 import onnxruntime
 import pytest
 from make_large import model as large_model
 
+from onnxcompress import pipeline
 from onnxcompress.errors import CompressError
-from onnxcompress.model import convert_up, load, save, to_proto, weight_bytes
+from onnxcompress.model import check, convert_up, load, save, to_proto, weight_bytes
 
 MIB = 2**20
 
@@ -148,3 +152,99 @@ def test_what_passes_read_of_a_file_does_not_stay_in_memory(
         [sys.executable, "-c", READ, *map(str, arguments)], capture_output=True, text=True, check=True
     )
     assert int(done.stdout) < 24 * MIB  # of 64
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "quant-blocks(when=always,activations=float),encode",
+        "quant-blocks(when=always,activations=float,contrib=false,symmetric=false)",
+        "prune",
+        "cast",
+        "cluster",
+    ],
+)
+def test_a_large_model_becomes_the_same_with_any_number_of_workers(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "LARGE", 1)  # so that weights stay in the file until they are written
+    save(load(chain(6, 192)), tmp_path / "in.onnx", external_data=True)
+    written = []
+    for jobs in (1, 2):
+        folder = tmp_path / str(jobs)
+        folder.mkdir()
+        done = pipeline.compress(
+            tmp_path / "in.onnx", recipe, output=folder / "out.onnx", verify="off", jobs=jobs
+        )
+        assert sum(record.changed for record in done.report.steps[0].records) == 6
+        written.append({path.name: path.read_bytes() for path in folder.iterdir()})
+    assert written[0] == written[1]
+    assert len(written[0]) == 2
+
+
+INTERRUPTED = """
+import sys, time
+from onnxcompress import blockwise, cli, pipeline
+
+pipeline.LARGE = 1
+
+def slow(layer, weight):
+    print("computing", flush=True)
+    time.sleep(0.2)
+    return weight
+
+blockwise.matrix = slow
+cli.main(["compress", *sys.argv[1:]])
+"""
+
+
+def test_ctrl_c_while_workers_compute_leaves_nothing_and_says_so_in_one_line(tmp_path: Path) -> None:
+    save(load(chain(16, 64)), tmp_path / "in.onnx", external_data=True)
+    arguments = ["in.onnx", "out.onnx", "--passes", "quant-blocks(when=always,activations=float)"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, *arguments, "--verify", "off", "--jobs", "2"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "computing\n"
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert said.strip() == "onnxcompress: interrupted; nothing was written"
+    assert process.returncode == 130
+    assert {path.name for path in tmp_path.iterdir()} == {"in.onnx", "in.onnx.data"}
+
+
+def test_the_language_model_of_the_benchmark_is_described_without_making_its_weights() -> None:
+    model = decoder.model(32)
+    assert 13.4e9 < weight_bytes(model) < 13.6e9
+    check(model)
+
+
+def test_the_check_of_the_benchmark_tells_a_weight_that_does_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, size in (("WIDTH", 64), ("HEADS", 4), ("INSIDE", 96), ("TOKENS", 50)):
+        monkeypatch.setattr(decoder, name, size)
+    monkeypatch.setattr(
+        decoder,
+        "SHAPES",
+        {
+            name: (96 if rows > 4096 else 64, 96 if columns > 4096 else 64)
+            for name, (rows, columns) in decoder.SHAPES.items()
+        },
+    )
+    save(decoder.model(2), tmp_path / "in.onnx", external_data=True)
+    recipe = "quant-blocks(when=always,activations=float,min_size=0),encode"
+    made = pipeline.compress(tmp_path / "in.onnx", recipe, output=tmp_path / "out.onnx", verify="end")
+    assert made.report.comparison is not None
+    assert made.report.comparison.cosine > 0.95
+    assert "15 products in blocks; layer 1" in decoder.checked(tmp_path / "in.onnx", tmp_path / "out.onnx")
+    broken = load(tmp_path / "out.onnx")
+    node = next(node for node in broken.graph if node.op_type == "MatMulNBits")
+    node.attributes["N"] = ir.AttrInt64("N", 32)
+    save(broken, tmp_path / "broken.onnx")
+    with pytest.raises(AssertionError):
+        decoder.checked(tmp_path / "in.onnx", tmp_path / "broken.onnx")

@@ -1,3 +1,4 @@
+import ml_dtypes
 import models
 import numpy as np
 import onnx
@@ -5,7 +6,8 @@ import onnx_ir as ir
 import pytest
 
 from onnxcompress.base import Context
-from onnxcompress.layers import by_weight, layers
+from onnxcompress.errors import CompressError
+from onnxcompress.layers import by_weight, finite, layers
 from onnxcompress.model import load
 
 TIED = """net (float[N, 32] x) => (float[N, 32] y) <float[32, 32] w = {}>
@@ -168,3 +170,18 @@ def test_a_weight_multiplied_by_an_initializer_callers_may_override_is_one_layer
     (layer,) = layers(made, Context())
     assert (layer.weight.name, layer.refusal) == ("w", None)
     np.testing.assert_array_equal(layer.channel_axes, (0,))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
+def test_finds_what_is_not_finite_wherever_it_is(dtype: type, bad: float) -> None:
+    largest = ml_dtypes.finfo(dtype).max
+    weight = np.array([[0.0, -0.0, 1.0, -1.0], [largest, -largest, 1e-7, -1e-7]], dtype)
+    for view in (weight, weight.T, weight[:, ::2], weight[:, :0], weight[0, 0]):
+        assert finite(view, "w") is view
+    for place in np.ndindex(weight.shape):
+        broken = weight.copy()
+        broken[place] = bad
+        for view in (broken, broken.T):
+            with pytest.raises(CompressError, match="w: the weight holds NaN or infinity"):
+                finite(view, "w")

@@ -4,6 +4,9 @@ import gc
 import math
 import resource
 import tempfile
+import threading
+import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -23,6 +26,7 @@ from hypothesis.extra import numpy as arrays
 
 from onnxcompress.errors import CompressError, UsageError
 from onnxcompress.model import (
+    ComputedTensor,
     MappedTensor,
     Port,
     SparseTensor,
@@ -34,6 +38,7 @@ from onnxcompress.model import (
     lazy,
     load,
     materialise,
+    nonzeros,
     notes,
     opset,
     save,
@@ -41,6 +46,7 @@ from onnxcompress.model import (
     to_proto,
     weight_bytes,
 )
+from onnxcompress.model.writing import evaluated
 
 TWO_LAYERS = """
 <ir_version: 8, opset_import: ["": 17]>
@@ -527,6 +533,109 @@ def test_an_interrupted_weight_leaves_nothing(tmp_path: Path, jobs: int) -> None
     assert left(tmp_path) == set()
 
 
+class Tally:
+    """Bytes alive, and the most there ever were."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+        self.lock = threading.Lock()
+
+    def add(self, size: int) -> None:
+        with self.lock:
+            self.now += size
+            self.most = max(self.most, self.now)
+
+
+class Counted(ir.LazyTensor):
+    """A tensor of `size` bytes that a `Tally` counts from when it is made until it is done with."""
+
+    def __init__(self, size: int, tally: Tally) -> None:
+        super().__init__(self.make, ir.DataType.UINT8, ir.Shape([size]), name=f"of {size}")
+        self.tally = tally
+
+    def make(self) -> ir.Tensor:
+        array = np.zeros(self.nbytes, np.uint8)
+        self.tally.add(self.nbytes)
+        weakref.finalize(array, self.tally.add, -self.nbytes)
+        time.sleep(0.002)
+        return ir.Tensor(array)
+
+
+@pytest.mark.parametrize(("jobs", "room", "least", "most"), [(1, 5000, 900, 900), (3, 2000, 1100, 2000)])
+def test_weights_that_are_computed_ahead_keep_within_their_room(
+    jobs: int, room: int, least: int, most: int
+) -> None:
+    tally, sizes = Tally(), [300, 900, 10, 500, 400, 700, 200, 600] * 5
+    found = []
+    for tensor, stored in evaluated([Counted(size, tally) for size in sizes], jobs, room):
+        found.append((tensor.nbytes, len(stored)))
+        time.sleep(0.001)
+        del stored
+    assert found == [(size, size) for size in sizes]
+    assert least <= tally.most <= most
+    assert tally.now == 0
+
+
+def test_a_weight_larger_than_the_room_is_alone() -> None:
+    tally = Tally()
+    for tensor, stored in evaluated([Counted(size, tally) for size in (100, 5000, 100, 100)], 2, 1000):
+        assert tensor.nbytes < 5000 or tally.now == 5000
+        del stored
+    assert tally.most == 5000
+
+
+def test_a_weight_that_comes_after_another_waits_for_it() -> None:
+    found: list[str] = []
+
+    def slow() -> np.ndarray:
+        time.sleep(0.05)
+        found.append("first")
+        return np.zeros(1, np.int8)
+
+    def told() -> np.ndarray:
+        found.append(threading.current_thread().name)
+        return np.zeros(1, np.int8)
+
+    first = ComputedTensor(slow, ir.DataType.INT8, [1], "first")
+    second = ComputedTensor(told, ir.DataType.INT8, [1], "second", after=first)
+    assert [tensor.name for tensor, _ in evaluated([first, second], 2)] == ["first", "second"]
+    assert found == ["first", threading.current_thread().name]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (CompressError("w: holds no numbers"), "w: holds no numbers"),
+        (MemoryError(), "w: there is too little memory to compute it"),
+    ],
+)
+def test_what_a_worker_refuses_is_said_and_nothing_is_written(
+    tmp_path: Path, jobs: int, raised: Exception, said: str
+) -> None:
+    def refuse(weight: np.ndarray) -> np.ndarray:
+        raise raised
+
+    model = load(proto(TWO_LAYERS))
+    value = model.graph.initializers["w"]
+    value.const_value = lazy(value.const_value, refuse)
+    with pytest.raises(CompressError, match=f"^{said}$"):
+        save(model, tmp_path / "out.onnx", jobs=jobs)
+    assert left(tmp_path) == set()
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_tells_how_many_bytes_are_written(tmp_path: Path, external: bool) -> None:
+    told: list[tuple[int, int | None, str]] = []
+    save(
+        load(proto(TWO_LAYERS)),
+        tmp_path / "out.onnx",
+        external_data=external,
+        progress=lambda *step: told.append(step),
+    )
+    assert told == [(0, 16384, "writing"), (16384, 16384, "writing")]
+
+
 def test_refuses_targets_that_are_no_files(tmp_path: Path) -> None:
     model = load(proto(TWO_LAYERS))
     with pytest.raises(UsageError, match=r"the folder .*missing does not exist"):
@@ -570,10 +679,10 @@ def test_saving_changes_nothing_in_the_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize("external", [False, True])
 def test_writes_the_same_bytes_each_time_and_with_any_number_of_jobs(tmp_path: Path, external: bool) -> None:
     model = load(everywhere())
-    for name, jobs in (("a", 1), ("b", 1), ("c", 3)):
+    for name, jobs in (("a", 1), ("b", 1), ("c", 3), ("d", 0)):
         (tmp_path / name).mkdir()
         save(model, tmp_path / name / "out.onnx", external_data=external, jobs=jobs)
-    for name in ("b", "c"):
+    for name in ("b", "c", "d"):
         for path in (tmp_path / "a").iterdir():
             assert (tmp_path / name / path.name).read_bytes() == path.read_bytes()
 
@@ -629,6 +738,13 @@ def test_counts_bytes_without_reading_them(tmp_path: Path) -> None:
     value = model.graph.initializers["w"]
     value.const_value = lazy(value.const_value, pytest.fail)
     assert weight_bytes(model) == (64 * 64 + 64) * 4
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.int8, bool])
+def test_counts_what_is_not_zero(dtype: type) -> None:
+    array = np.array([0, -0.0, 1, -1, np.nan, np.inf, 6e-8, 0] if dtype != np.int8 else [0, 1, -1], dtype)
+    for each in (np.tile(array, (3, 2**17 + 1)).T, array, array[:0], array[1]):
+        assert nonzeros(ir.tensor(each)) == np.count_nonzero(each)
 
 
 def test_external_data_counts_where_it_is_used(tmp_path: Path) -> None:

@@ -1,12 +1,12 @@
 """Load and save models, and what all of them have.
 
-With its neighbours (reading, writing, protos, wire, storage, external, sparse, versions) the only part that
-touches model protobufs, paths, file sizes and external data.
+With its neighbours (reading, writing, protos, wire, storage, external, computed, sparse, versions) the only
+part that touches model protobufs, paths, file sizes and external data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,9 @@ import onnx_ir as ir
 
 from onnxcompress.errors import CompressError
 from onnxcompress.model import protos, versions
+from onnxcompress.model.computed import ComputedTensor as ComputedTensor
+from onnxcompress.model.computed import apply as apply
+from onnxcompress.model.computed import lazy as lazy
 from onnxcompress.model.external import MappedTensor as MappedTensor
 from onnxcompress.model.reading import NOTES, check_skeleton
 from onnxcompress.model.reading import load as load
@@ -24,6 +27,8 @@ from onnxcompress.model.storage import put_in_line, tensor_bytes, write_header
 from onnxcompress.model.writing import IN_LINE_LIMIT as IN_LINE_LIMIT
 from onnxcompress.model.writing import save as save
 from onnxcompress.model.writing import write_text as write_text
+
+_COUNTED = 2**18  # elements that stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -95,35 +100,6 @@ def weight_bytes(model: ir.Model) -> int:
     return sum(map(tensor_bytes, {id(tensor): tensor for tensor, _ in protos.places(model)}.values()))
 
 
-def lazy(
-    source: ir.TensorProtocol,
-    transform: Callable[[np.ndarray], np.ndarray],
-    dtype: ir.DataType | None = None,
-    shape: Sequence[int] | None = None,
-    name: str | None = None,
-) -> ir.TensorProtocol:
-    """Return the tensor ``transform(source.numpy())``, made anew whenever it is read.
-
-    `dtype`, `shape` and `name` are the source's unless given; ValueError, when it is read, where the
-    transform returns another. The transform must not change its argument, which may lie in a file; its pages
-    are given back afterwards.
-    """
-    kind = dtype or source.dtype
-    dims = ir.Shape(source.shape.numpy() if shape is None else shape)
-    label = name or source.name
-
-    def evaluate() -> ir.TensorProtocol:
-        result = np.asarray(transform(source.numpy()))
-        if isinstance(source, MappedTensor):
-            source.release()
-        if result.shape != dims.numpy() or result.dtype != kind.numpy():
-            found = f"{result.dtype}{list(result.shape)}"
-            raise ValueError(f"tensor {label!r} became {found}, expected {kind}{list(dims.numpy())}")
-        return ir.Tensor(result, dtype=kind, name=label)
-
-    return ir.LazyTensor(evaluate, kind, dims, name=label)
-
-
 def materialise(model: ir.Model) -> None:
     """Evaluate every lazy tensor of `model` once and keep its value; mapped and sparse ones stay."""
     made: dict[int, ir.TensorProtocol] = {}
@@ -132,6 +108,20 @@ def materialise(model: ir.Model) -> None:
             if id(tensor) not in made:
                 made[id(tensor)] = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
             put(made[id(tensor)])
+
+
+def nonzeros(tensor: ir.TensorProtocol) -> int:
+    """Return how many elements of `tensor`, numbers, aren't zero, giving back the pages of a file read."""
+    array = tensor.numpy()
+    if array.dtype == np.float16:  # numpy counts these slowly; without the sign, zeros are zero bits
+        bits = np.ascontiguousarray(array).reshape(-1).view(np.uint16)
+        parts = (bits[start : start + _COUNTED] << 1 for start in range(0, bits.size, _COUNTED))
+        found = sum(int(np.count_nonzero(part)) for part in parts)
+    else:
+        found = int(np.count_nonzero(array))
+    if isinstance(tensor, MappedTensor):
+        tensor.release()
+    return found
 
 
 def to_proto(model: ir.Model, apart: Container[str] = ()) -> onnx.ModelProto:

@@ -14,8 +14,10 @@ from typing import BinaryIO
 import onnx
 import onnx_ir as ir
 
+from onnxcompress.base import silent
 from onnxcompress.errors import CompressError, UsageError
 from onnxcompress.model import protos
+from onnxcompress.model.computed import ComputedTensor
 from onnxcompress.model.external import MappedTensor
 from onnxcompress.model.sparse import SparseTensor
 from onnxcompress.model.storage import put_in_line, raw, tensor_bytes, write_header
@@ -24,6 +26,7 @@ from onnxcompress.model.wire import tag
 IN_LINE_LIMIT = 2**31 - 2**20  # bytes of a protobuf, with room for what surrounds the data
 SMALL = 1024  # bytes up to which a tensor stays in the model file
 IN_FLIGHT = 2**29  # bytes of tensors that may wait to be written
+Progress = Callable[[int, int | None, str], None]
 _GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9  # field numbers
 
 
@@ -35,18 +38,21 @@ def save(
     jobs: int = 1,
     check: Callable[[Path], None] | None = None,
     limit: int = IN_LINE_LIMIT,
+    progress: Progress = silent,
 ) -> int:
     """Write `model` to the file `path`, replacing it only when all is written and `check` has not raised.
 
     Returns the bytes written, external data included.
 
     Above `limit` bytes, or when asked, the data of larger tensors go to ``<name>.data`` beside it. `check` is
-    given the path of the finished file before it gets its name. `jobs` tensors are evaluated at a time.
+    given the path of the finished file before it gets its name. `jobs` tensors are evaluated at a time, one
+    for each core if 0; the file is the same for any number. `progress(done, total, what)` is told the bytes.
     `model` is not changed, and stays valid when its own files are replaced. Raises UsageError where `path`
     can't be a file, CompressError where the disk is full.
     """
     path = Path(path)
     _check_target(path)
+    jobs = jobs or os.cpu_count() or 1
     light, held = protos.to_skeleton(protos.copied(model))
     small = sum(tensor_bytes(tensor) for tensor in held if not _is_large(tensor))
     if small > IN_LINE_LIMIT:
@@ -57,9 +63,9 @@ def save(
         written, data = folder / path.name, folder / f"{path.name}.data"
         with _said(path):
             if external:
-                write_external(light, held, written, data, jobs)
+                write_external(light, held, written, data, jobs, progress)
             else:
-                write_in_line(light, held, written, jobs)
+                write_in_line(light, held, written, jobs, progress)
         if check is not None:
             check(written)
         parts = [each for each in (data, written) if each.exists()]
@@ -105,7 +111,12 @@ def _said(path: Path) -> Iterator[None]:
 
 
 def write_external(
-    light: onnx.ModelProto, held: Sequence[ir.TensorProtocol], path: Path, data: Path, jobs: int
+    light: onnx.ModelProto,
+    held: Sequence[ir.TensorProtocol],
+    path: Path,
+    data: Path,
+    jobs: int,
+    progress: Progress,
 ) -> None:
     """Write the skeleton `light` of the tensors `held` to `path`, larger tensors to `data` beside it."""
     offsets: dict[object, int] = {}
@@ -127,7 +138,7 @@ def write_external(
             holder.external_data.add(key=entry, value=str(value))
     if queue:
         with data.open("wb") as file:
-            for tensor, stored in _evaluated(queue, jobs):
+            for tensor, stored in _watched(queue, jobs, progress):
                 file.write(bytes(_aligned(file.tell(), tensor.nbytes) - file.tell()))
                 file.write(stored)
                 del stored  # before the next one is made
@@ -137,7 +148,9 @@ def write_external(
         _sync(file)
 
 
-def write_in_line(light: onnx.ModelProto, held: Sequence[ir.TensorProtocol], path: Path, jobs: int) -> None:
+def write_in_line(
+    light: onnx.ModelProto, held: Sequence[ir.TensorProtocol], path: Path, jobs: int, progress: Progress
+) -> None:
     """Write the skeleton `light` of the tensors `held` to `path`, all data in it.
 
     The main graph's larger initializers are written one by one behind the rest of the graph. Source: Protocol
@@ -169,37 +182,68 @@ def write_in_line(light: onnx.ModelProto, held: Sequence[ir.TensorProtocol], pat
         file.write(light.SerializeToString() + tag(_GRAPH, total))
         file.write(rest)
         remaining = iter(heads)
-        for _, stored in _evaluated(queue, jobs):
+        for _, stored in _watched(queue, jobs, progress):
             file.write(next(remaining))
             file.write(stored)
             del stored  # before the next one is made
         _sync(file)
 
 
-def _evaluated(
-    tensors: Sequence[ir.TensorProtocol], jobs: int
+def _watched(
+    tensors: Sequence[ir.TensorProtocol], jobs: int, progress: Progress
 ) -> Iterator[tuple[ir.TensorProtocol, memoryview]]:
-    """Yield tensors with their bytes in order, `jobs` evaluated at a time; give back the pages read."""
-    with ThreadPoolExecutor(jobs) as pool:
-        waiting: deque[tuple[ir.TensorProtocol, Future[memoryview]]] = deque()
+    """Yield what :func:`evaluated` does, telling how many bytes are done."""
+    done, total = 0, sum(each.nbytes for each in tensors)
+    for tensor, stored in evaluated(tensors, jobs):
+        progress(done, total, "writing")
+        yield tensor, stored
+        del stored  # before the next one is made
+        done += tensor.nbytes
+    progress(done, total, "writing")
+
+
+def evaluated(
+    tensors: Sequence[ir.TensorProtocol], jobs: int, room: int = IN_FLIGHT
+) -> Iterator[tuple[ir.TensorProtocol, memoryview]]:
+    """Yield tensors with their bytes in order, `jobs` evaluated at a time; give back the pages read.
+
+    With several jobs, those ahead of the one that is yielded are evaluated meanwhile, as long as all that
+    aren't done with take at most `room` bytes; a larger one is alone. A tensor that comes after another one
+    waits for it. CompressError where the memory doesn't suffice for one.
+    """
+    if jobs == 1:
+        for tensor in tensors:
+            yield tensor, _stored(tensor)
+            _release(tensor)
+        return
+    with ThreadPoolExecutor(jobs, "onnxcompress") as pool:
+        ahead: deque[tuple[ir.TensorProtocol, Future[memoryview] | None]] = deque()
+        remaining, begun, taken = deque(tensors), set[int](), 0
         try:
-            for tensor in tensors:
-                waiting.append((tensor, pool.submit(raw, tensor)))
-                while len(waiting) >= jobs or sum(each.nbytes for each, _ in waiting) > IN_FLIGHT:
-                    yield from _taken(waiting)
-                    if not waiting:
-                        break
-            while waiting:
-                yield from _taken(waiting)
+            while ahead or remaining:
+                while remaining and (not taken or taken + remaining[0].nbytes <= room):
+                    tensor = remaining.popleft()
+                    waits = isinstance(tensor, ComputedTensor) and id(tensor.after) in begun
+                    ahead.append((tensor, None if waits else pool.submit(_stored, tensor)))
+                    begun.add(id(tensor))
+                    taken += tensor.nbytes
+                tensor, future = ahead.popleft()
+                yield tensor, _stored(tensor) if future is None else future.result()
+                del future  # and what it holds
+                _release(tensor)
+                taken -= tensor.nbytes
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _taken(
-    waiting: deque[tuple[ir.TensorProtocol, Future[memoryview]]],
-) -> Iterator[tuple[ir.TensorProtocol, memoryview]]:
-    tensor, future = waiting.popleft()
-    yield tensor, future.result()
+def _stored(tensor: ir.TensorProtocol) -> memoryview:
+    try:
+        return raw(tensor)
+    except MemoryError as error:
+        raise CompressError(f"{tensor.name}: there is too little memory to compute it") from error
+
+
+def _release(tensor: ir.TensorProtocol) -> None:
     if isinstance(tensor, MappedTensor):
         tensor.release()
 

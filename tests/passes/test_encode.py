@@ -14,9 +14,9 @@ from models import model, operators, run
 from onnxcompress import Context, compress
 from onnxcompress.base import Record
 from onnxcompress.errors import CompressError, UsageError
-from onnxcompress.formats.unpack import is_encoded, ledger, unpack
+from onnxcompress.formats.unpack import Row, is_encoded, ledger, unpack
 from onnxcompress.model import clone, load, opset, save, to_proto
-from onnxcompress.passes import Encode, Prune
+from onnxcompress.passes import Encode, Prune, QuantBlocks
 from onnxcompress.runtimes.interpreter import Interpreter
 
 TESTDATA = Path(__file__).parent.parent.parent / "testdata"
@@ -273,7 +273,7 @@ def test_the_ledger_names_each_tensor_its_format_and_its_bytes() -> None:
     target = made()
     encode(target)
     rows = {row.name or row.format: row for row in ledger(target)}
-    assert rows["w4"] == ("w4", "float", 32 * 10 * 4)
+    assert rows["w4"] == Row("w4", "float", 32 * 10 * 4)
     assert rows["w1"].format.startswith(("Codebook", "Lookup"))
     assert rows["w2"].format == "tied to w1"
     assert rows["decoders"].bytes > 500
@@ -320,6 +320,35 @@ def test_the_pipeline_runs_it_after_quantization(tmp_path: Path) -> None:
     plain, small = load(tmp_path / "int8.onnx"), load(tmp_path / "small.onnx")
     assert operators(small, tmp_path) == operators(plain, tmp_path)
     assert (tmp_path / "small.onnx").stat().st_size < (tmp_path / "int8.onnx").stat().st_size
+
+
+@pytest.mark.parametrize(("share", "told"), [(1.0, "an excerpt has less than 10% to save"), (0.2, "encoded")])
+def test_blocks_that_wait_to_be_computed_are_judged_by_an_excerpt(share: float, told: str) -> None:
+    draw = np.random.default_rng(0)
+    weight = draw.standard_normal((512, 600)) * (draw.random((512, 600)) < share)
+    made = model(
+        "net (float[N, 512] x) => (float[N, 600] y) { y = MatMul(x, w) }", {"w": weight.astype(np.float32)}
+    )
+    (record,) = QuantBlocks(when="always").call(made, Context()).records
+    plain = clone(made)
+    found = {each.layer: each.what for each in Encode().call(made, Context()).records}
+    assert found["w_blocks"] == told
+    assert ("snr" in record.numbers) == (told == "encoded")  # only then were all blocks computed
+    feeds = {"x": draw.standard_normal((2, 512)).astype(np.float32)}
+    np.testing.assert_array_equal(run(made, feeds)[0], run(plain, feeds)[0])
+
+
+@pytest.mark.parametrize("shape", [(2**15, 2**10), (2**25,)])
+def test_a_large_weight_in_a_file_is_judged_by_an_excerpt(shape: tuple[int, ...], tmp_path: Path) -> None:
+    judged = {}
+    for values in (30_001, 101):
+        weight = np.resize(np.arange(values, dtype=np.uint16), shape).view(np.float16)
+        made = model("net (float16[1] x) => (float16[1] y) { y = Identity(x) }")
+        made.graph.register_initializer(ir.Value(name="w", const_value=ir.tensor(weight, name="w")))
+        save(made, tmp_path / "in.onnx", external_data=True)
+        tensor = load(tmp_path / "in.onnx").graph.initializers["w"].const_value
+        judged[values] = Encode().unpromising(tensor)
+    assert judged == {30_001: "an excerpt has less than 10% to save", 101: None}
 
 
 @cache
