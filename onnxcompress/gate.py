@@ -29,7 +29,7 @@ Floats = Mapping[str, str]  # the layers that compute with floats, by name, and 
 
 
 @dataclass(frozen=True)
-class Trial:
+class Way:
     """How the gate tries to quantize.
 
     ``quantize(part, floats, feeds)`` returns a copy of the model `part` in which the layers that can compute
@@ -44,7 +44,7 @@ class Trial:
 
 @dataclass
 class Gate:
-    """Times layers of `model` as floats and as the integers that `trial` makes of them.
+    """Times layers of `model` as floats and as the integers that `way` makes of them.
 
     `classes` are the layers that can compute with integers, by name, and what class each is of. The whole is
     timed on `feeds`, which also give the sizes that the model leaves open. Parts are timed for about
@@ -55,7 +55,7 @@ class Gate:
     model: ir.Model
     feeds: Feeds
     classes: Mapping[str, str]
-    trial: Trial
+    way: Way
     context: Context
     seconds: float
     latencies: dict[str, Latency] = field(default_factory=dict, init=False)
@@ -70,7 +70,7 @@ class Gate:
 
     def floats(self) -> Floats:
         """Return the layers for which integers don't pay."""
-        integers = None if self.trial.blocks is None else self.trial.quantize(self.model, (), self.feeds)
+        integers = None if self.way.blocks is None else self.way.quantize(self.model, (), self.feeds)
         nodes = {node.name: node for graph in graphs(self.model) for node in graph}
         for name in self.classes:
             found = self._layer(nodes[name], integers)
@@ -131,19 +131,19 @@ class Gate:
         different = {frozenset(each): each for each in choices if len(each) < len(self.classes)}
         if not different:
             return choices[-1], None
-        models = [self.trial.quantize(self.model, each, self.feeds) for each in different]
+        models = [self.way.quantize(self.model, each, self.feeds) for each in different]
         found = self._whole.times([self.model, *models], self.feeds)[1:]
         best = min(range(len(found)), key=lambda place: found[place].ratio)
         return list(different.values())[best], found[best]
 
     def _slow_blocks(self, floats: Floats) -> Floats:
         """Return the layers of blocks that aren't faster than floats; none where all is one block."""
-        blocks = self.trial.blocks(self.model, floats) if self.trial.blocks else []
+        blocks = self.way.blocks(self.model, floats) if self.way.blocks else []
         slow: dict[str, str] = {}
         for nodes in blocks if len(blocks) > 1 else ():
             try:
                 part = cut(self.model, nodes)
-                found = self._parts.times([part, self.trial.quantize(part, floats, None)])[1]
+                found = self._parts.times([part, self.way.quantize(part, floats, None)])[1]
             except CompressError:
                 continue  # the whole decides
             if not faster(found):
@@ -163,7 +163,7 @@ class Gate:
         try:
             if integers is None:
                 part = cut(self.model, [node])
-                return self._parts.times([part, self.trial.quantize(part, (), None)])[1]
+                return self._parts.times([part, self.way.quantize(part, (), None)])[1]
             other = next(each for each in integers.graph if each.name == node.name)
             return self._parts.times([cut(self.model, bounded(node)), cut(integers, between(other))])[1]
         except CompressError:

@@ -19,7 +19,7 @@ from onnxcompress.data import load_data, random_data
 from onnxcompress.edit import Edit, same_ports
 from onnxcompress.errors import UsageError
 from onnxcompress.folding import fold_batch_norms
-from onnxcompress.gate import Feeds, Gate, Trial, batched, either, kind_of
+from onnxcompress.gate import Feeds, Gate, Way, batched, either, kind_of
 from onnxcompress.integer import DYNAMIC_OPSET, Integers, multiplies_integers
 from onnxcompress.layers import Layer, by_weight, constant
 from onnxcompress.linear import put_bias
@@ -236,7 +236,7 @@ class Quant(Pass):
             return trial(floats)._place(whole, free)[0].blocks()
 
         data = random_data(model, count=1) if context.calibration is None else context.calibration
-        way = Trial(quantize, blocks if static else None)
+        way = Way(quantize, blocks if static else None)
         feeds: Feeds = next(iter(data))
         if self.batch:
             feeds = batched(model, feeds, self.batch)

@@ -15,9 +15,9 @@ from onnxcompress.blocks import BITS, SIZES, Blocks
 from onnxcompress.blockwise import FLOAT, INT8, PORTABLE, PORTABLE_OPSET, Form
 from onnxcompress.edit import Edit
 from onnxcompress.errors import UsageError
+from onnxcompress.fastest import ROWS, Fastest
 from onnxcompress.layers import Layer, by_weight
 from onnxcompress.model import MappedTensor, clone, convert_up
-from onnxcompress.trial import ROWS, Trial
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ class QuantBlocks(Pass):
         if not self.contrib and any(self._chosen(model, context, Result(model))):
             convert_up(model, PORTABLE_OPSET)
         result, edit = Result(model), Edit(model)
-        trial = Trial(context, self._forms(), self.max_error, self.when == "faster", self.seconds)
+        fastest = Fastest(context, self._forms(), self.max_error, self.when == "faster", self.seconds)
         chosen = self._chosen(model, context, result)
         samples = self._samples(model, chosen, context)
         for readers in chosen:
@@ -89,7 +89,7 @@ class QuantBlocks(Pass):
             if isinstance(layer.tensor, MappedTensor):
                 layer.tensor.release()
             numbers = blockwise.numbers(blocks, layer)
-            found = trial.best(layer, blocks, fit, samples.get(layer), numbers)
+            found = fastest.best(layer, blocks, fit, samples.get(layer), numbers)
             if isinstance(found, str):
                 result.left_all(readers, found, **numbers)
                 continue

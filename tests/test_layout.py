@@ -30,7 +30,7 @@ RANKS = [
         "measure",
         "parts",
         "choice",
-        "trial",
+        "fastest",
         "verify",
         "drop",
         "layerwise",

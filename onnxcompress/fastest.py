@@ -22,7 +22,7 @@ ROWS = 256  # of activations, at most, that products are timed with
 
 
 @dataclass
-class Trial:
+class Fastest:
     """Chooses among `forms` for the engine of `context`, measuring for about `seconds` in all.
 
     The first of `forms` is taken where there is no engine. Rounding may make a relative difference of
