@@ -88,7 +88,7 @@ class Gate:
         else:
             slow = {name: each for name, each in self.latencies.items() if each.low > 1}
             told = {
-                name: f"{each}: int8 {by_class[each][0]:.2g}x slower here"
+                name: f"{each}: int8 {_times(by_class[each][0])}slower here"
                 for name, each in self.classes.items()
                 if each in by_class and by_class[each][1] > 1
             }
@@ -177,6 +177,10 @@ class Gate:
             times = before * np.array([1, found.ratio, found.low])
             sums[self.classes[name]] = sums.get(self.classes[name], 0) + times
         return {each: (float(ratio / one), float(low / one)) for each, (one, ratio, low) in sums.items()}
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.2g}x " if ratio >= 1.05 else ""
 
 
 def kind_of(layer: Layer) -> str:
