@@ -36,7 +36,7 @@ RANKS = [
         "layerwise",
         "budget",
     ],
-    ["qdq", "rounding", "fixedpoint", "gate"],
+    ["qdq", "static", "rounding", "fixedpoint", "gate"],
     ["passes"],
     ["recipe", "registry", "report", "trials", "cure", "check", "mixing", "pipeline"],
     ["cli"],
