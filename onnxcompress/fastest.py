@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from onnxcompress.base import Context, Number
 from onnxcompress.blocks import Blocks, Fit
-from onnxcompress.blockwise import FLOAT, INT8, Form, alone, set_level, sizes, write
+from onnxcompress.blockwise import FLOAT, PORTABLE, Form, alone, set_level, sizes, write
 from onnxcompress.edit import Edit
 from onnxcompress.errors import CompressError
 from onnxcompress.layers import Layer
@@ -25,8 +25,9 @@ ROWS = 256  # of activations, at most, that products are timed with
 class Fastest:
     """Chooses among `forms` for the engine of `context`, measuring for about `seconds` in all.
 
-    The first of `forms` is taken where there is no engine. Rounding may make a relative difference of
-    `max_error`; with `only_faster`, what isn't faster than the float product is refused.
+    The first of `forms` is taken where there is no engine; without times, the first that is exact enough.
+    Rounding may make a relative difference of `max_error`; with `only_faster`, what isn't faster than the
+    float product is refused.
     """
 
     context: Context
@@ -52,32 +53,38 @@ class Fastest:
         given = _drawn(layer, self.context.seed) if rows is None else np.ascontiguousarray(rows)
         whole = alone(layer, len(given))
         parts = _parts(whole, blocks, fit, self.forms)
+        found: dict[Form, Latency | None] = dict.fromkeys(parts)
         try:
-            measured = dict(
-                zip(parts, self._watch.times([whole, *parts.values()], {"x": given})[1:], strict=True)
-            )
+            times = self._watch.times([whole, *parts.values()], {"x": given})[1:]
+            found.update(zip(parts, times, strict=True))
         except CompressError as error:
-            return str(error) if self.only_faster else self.forms[0]
-        for form in sorted(measured, key=lambda form: measured[form].ratio):
-            if form is not INT8:
-                return self._judged(form, measured[form], numbers)
-            numbers["error"] = off = self._error(parts[INT8], given)
+            if self.only_faster:
+                return str(error)
+        one = _parts(whole, blocks, fit, (FLOAT,))[FLOAT] if PORTABLE in parts else parts[self.forms[0]]
+        floats = set_level(one, FLOAT)
+        for form, latency in sorted(found.items(), key=lambda pair: pair[1].ratio if pair[1] else 0.0):
+            off = 0.0 if form is FLOAT else self._error(parts[form], floats, given)
             if off <= self.max_error:
-                return self._judged(form, measured[form], numbers)
+                numbers.update({} if form is FLOAT else {"error": off})
+                numbers.update(latency.numbers if latency else {})
+                slow = self.only_faster and latency is not None and not faster(latency)
+                return "not faster in blocks" if slow else form
+        numbers["error"] = off
         return f"rounding its input makes a relative difference above {self.max_error:g}"
 
-    def _judged(self, form: Form, latency: Latency, numbers: dict[str, Number]) -> Form | str:
-        numbers.update(latency.numbers)
-        return "not faster in blocks" if self.only_faster and not faster(latency) else form
+    def _error(self, part: ir.Model, floats: ir.Model, rows: np.ndarray) -> float:
+        """Return how far `part`, which may round `rows`, is from the same product of `floats`, relatively.
 
-    def _error(self, part: ir.Model, rows: np.ndarray) -> float:
-        """Return how far `part`, which rounds `rows`, is from the same product of floats, relatively."""
+        0 where the engine can't run them.
+        """
         assert self.context.runtime is not None
         engine = type(self.context.runtime).make(threads=self.context.threads)
-        exact, found = (
-            engine.prepare(each).run({"x": rows})["y"].astype(np.float64)
-            for each in (set_level(part, FLOAT), part)
-        )
+        try:
+            exact, found = (
+                engine.prepare(each).run({"x": rows})["y"].astype(np.float64) for each in (floats, part)
+            )
+        except CompressError:
+            return 0.0
         size = float(np.linalg.norm(exact))
         return float(np.linalg.norm(found - exact)) / size if size else 0.0
 

@@ -37,9 +37,9 @@ class QuantBlocks(Pass):
     Products of one shape are timed once. A second run looks again at what stayed float.
 
     ``contrib=false`` writes ``MatMul(x, DequantizeLinear(W, scales))`` with blocks instead, standard ONNX
-    from opset 21 on, for 4 and 8 bits; onnxruntime makes MatMulNBits of those with 4 bits as it loads the
-    model, and rounds activations. Weights are read twice, for their scales and when they are written, and
-    not held in memory.
+    from opset 21 on, for 4 and 8 bits; onnxruntime makes MatMulNBits of it as it loads the model, and rounds
+    activations, so that ``max_error`` holds there, too. Weights are read twice, for their scales and when
+    they are written, and not held in memory.
     Source: onnxruntime, ContribOperators.md, MatMulNBits; Dettmers et al., ICLR 2022 (blocks).
     """
 
