@@ -70,7 +70,8 @@ class Quant(Pass):
     per_channel: bool = option(True, "one weight scale for each output channel, not for each tensor")
     min_size: int = option(
         256,
-        "leave weights with fewer elements in float: their int8 form takes as much room",
+        "leave weights with fewer elements in float, as their int8 form takes as much room; not those of "
+        "layers that static quantization lets compute with integers",
         within=(0, 2**62),
     )
     exclude: str = option(
