@@ -48,7 +48,7 @@ class Budget:
     latency: float = 0.0
 
     def ratio(
-        self, channels: Channels, plans: Callable[[float], Plan], stopwatch: Stopwatch | None = None
+        self, channels: Channels, plans: Callable[[float], Plan], stopwatch: PrunedLatency | None = None
     ) -> float:
         """Return the smallest ratio whose plan keeps this budget; see :func:`smallest`.
 
@@ -78,7 +78,7 @@ class Budget:
         return found
 
 
-class Stopwatch:
+class PrunedLatency:
     """Latency of pruned models beside that of `model`, each measured once.
 
     Both run in turns in the engine `runtime` with the threads of `context`, on the first feed of its

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
-from onnxcompress.base import Context, Number, Result
+from onnxcompress.base import Context, Number, Pass, Result, silent
+from onnxcompress.data import load_data, random_data
 from onnxcompress.errors import CompressError, UsageError
 from onnxcompress.layers import Layer, constant
 from onnxcompress.measure import Latency
@@ -28,26 +29,14 @@ Feeds = Mapping[str, np.ndarray]
 Floats = Mapping[str, str]  # the layers that compute with floats, by name, and why
 
 
-@dataclass(frozen=True)
-class Trial:
-    """How the gate tries to quantize.
-
-    ``quantize(part, floats, feeds)`` returns a copy of the model `part` in which the layers that can compute
-    with integers, but for those named `floats`, do; without `feeds` its ranges are those of random inputs.
-    ``blocks(model, floats)`` returns the connected parts of `model` that compute with integers then; without
-    it, every layer is one.
-    """
-
-    quantize: Callable[[ir.Model, Collection[str], Feeds | None], ir.Model]
-    blocks: Callable[[ir.Model, Collection[str]], list[list[ir.Node]]] | None = None
-
-
 @dataclass
 class Gate:
-    """Times layers of `model` as floats and as the integers that `trial` makes of them.
+    """Times layers of `model` as floats and as integers.
 
-    `classes` are the layers that can compute with integers, by name, and what class each is of. The whole is
-    timed on `feeds`, which also give the sizes that the model leaves open. Parts are timed for about
+    `classes` are the layers that can compute with integers, by name, and what class each is of. The pass
+    ``trial(floats)`` makes them compute so, but for those named `floats`; ``blocks(model, floats)`` returns
+    the connected parts of `model` that compute with integers then; without it, every layer is one. The whole
+    is timed on `feeds`, which also give the sizes that the model leaves open. Parts are timed for about
     `seconds` in all, the whole after that for as long at most. What was found is in `latencies`, by layer,
     and in `numbers`.
     """
@@ -55,7 +44,8 @@ class Gate:
     model: ir.Model
     feeds: Feeds
     classes: Mapping[str, str]
-    trial: Trial
+    trial: Callable[[Collection[str]], Pass]
+    blocks: Callable[[ir.Model, Collection[str]], list[list[ir.Node]]] | None
     context: Context
     seconds: float
     latencies: dict[str, Latency] = field(default_factory=dict, init=False)
@@ -70,7 +60,7 @@ class Gate:
 
     def floats(self) -> Floats:
         """Return the layers for which integers don't pay."""
-        integers = None if self.trial.blocks is None else self.trial.quantize(self.model, (), self.feeds)
+        integers = None if self.blocks is None else self._quantize(self.model, (), self.feeds)
         nodes = {node.name: node for graph in graphs(self.model) for node in graph}
         for name in self.classes:
             found = self._layer(nodes[name], integers)
@@ -88,7 +78,7 @@ class Gate:
         else:
             slow = {name: each for name, each in self.latencies.items() if each.low > 1}
             told = {
-                name: f"{each}: int8 {by_class[each][0]:.2g}x slower here"
+                name: f"{each}: int8 {_times(by_class[each][0])}slower here"
                 for name, each in self.classes.items()
                 if each in by_class and by_class[each][1] > 1
             }
@@ -104,6 +94,16 @@ class Gate:
                 record.what = f"stored as int8, {slow[record.layer]}"
                 if record.layer in self.latencies:
                     record.numbers.update(self.latencies[record.layer].numbers)
+
+    def _quantize(self, part: ir.Model, floats: Collection[str], feeds: Feeds | None) -> ir.Model:
+        """Return a copy of `part` with integers in all layers but `floats`.
+
+        Without `feeds`, what it is calibrated on is random.
+        """
+        data = random_data(part, count=1) if feeds is None else load_data([feeds], part)
+        copy = clone(part)
+        self.trial(floats).call(copy, replace(self.context, calibration=data, progress=silent))
+        return copy
 
     def _decide(self, choices: Sequence[Floats]) -> Floats:
         """Return the fastest of `choices`, or of what their blocks leave; all layers where none is fast."""
@@ -131,19 +131,19 @@ class Gate:
         different = {frozenset(each): each for each in choices if len(each) < len(self.classes)}
         if not different:
             return choices[-1], None
-        models = [self.trial.quantize(self.model, each, self.feeds) for each in different]
+        models = [self._quantize(self.model, each, self.feeds) for each in different]
         found = self._whole.times([self.model, *models], self.feeds)[1:]
         best = min(range(len(found)), key=lambda place: found[place].ratio)
         return list(different.values())[best], found[best]
 
     def _slow_blocks(self, floats: Floats) -> Floats:
         """Return the layers of blocks that aren't faster than floats; none where all is one block."""
-        blocks = self.trial.blocks(self.model, floats) if self.trial.blocks else []
+        blocks = self.blocks(self.model, floats) if self.blocks else []
         slow: dict[str, str] = {}
         for nodes in blocks if len(blocks) > 1 else ():
             try:
                 part = cut(self.model, nodes)
-                found = self._parts.times([part, self.trial.quantize(part, floats, None)])[1]
+                found = self._parts.times([part, self._quantize(part, floats, None)])[1]
             except CompressError:
                 continue  # the whole decides
             if not faster(found):
@@ -163,7 +163,7 @@ class Gate:
         try:
             if integers is None:
                 part = cut(self.model, [node])
-                return self._parts.times([part, self.trial.quantize(part, (), None)])[1]
+                return self._parts.times([part, self._quantize(part, (), None)])[1]
             other = next(each for each in integers.graph if each.name == node.name)
             return self._parts.times([cut(self.model, bounded(node)), cut(integers, between(other))])[1]
         except CompressError:
@@ -177,6 +177,10 @@ class Gate:
             times = before * np.array([1, found.ratio, found.low])
             sums[self.classes[name]] = sums.get(self.classes[name], 0) + times
         return {each: (float(ratio / one), float(low / one)) for each, (one, ratio, low) in sums.items()}
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.2g}x " if ratio >= 1.05 else ""
 
 
 def kind_of(layer: Layer) -> str:

@@ -25,6 +25,7 @@ from onnxcompress.quantize import (
     to_integers,
     weight_scale,
 )
+from onnxcompress.shielding import shielded
 from onnxcompress.spreading import Spread, ratios
 
 _FLOAT = ir.DataType.FLOAT
@@ -270,7 +271,7 @@ def _pair(integers: Integers, placement: Placement, value: ir.Value, scale: _Sca
     """
     edit, native = integers.edit, value.producer() in placement.nodes
     if not native:
-        value = _unmatched(integers, value)
+        value = shielded(edit, placement, value)
     uses = [use for use in value.uses() if native or value in placement.read(use.node)]
     quantize = edit.node(
         "QuantizeLinear",
@@ -297,31 +298,6 @@ def _pair(integers: Integers, placement: Placement, value: ir.Value, scale: _Sca
                 outputs[place] = rounded
         rounded.shape, rounded.type = value.shape, value.type
         rounded.name, value.name = value.name, edit.name(f"{value.name}_float")
-
-
-def _unmatched(integers: Integers, value: ir.Value) -> ir.Value:
-    """Return the `value` to quantize, made so that the engine leaves the weight of a float layer as it is.
-
-    Where a Conv or Gemm with a float weight lies between tensors that are quantized, with or without a Relu
-    or Clip behind it, onnxruntime 1.31 rounds the weight to int8 with one scale for all of it. A LeakyRelu of
-    slope 1, which computes nothing and is fused into the layer, is not what it looks for.
-    """
-    edit, behind = integers.edit, value
-    node = value.producer()
-    while node is not None and node.op_type in ("Relu", "Clip") and node.inputs[0] is not None:
-        behind, node = node.inputs[0], node.inputs[0].producer()
-    if node is None or node.op_type not in ("Conv", "ConvTranspose", "Gemm") or node.inputs[0] is None:
-        return value
-    before = node.inputs[0].producer()
-    if before is None or before.op_type != "DequantizeLinear" or behind.is_graph_output():
-        return value
-    same = edit.node(
-        "LeakyRelu", [behind], f"{behind.name}_float", {"alpha": 1.0}, dtype=behind.dtype, shape=behind.shape
-    )
-    edit.after(behind, [same], edit.model.graph)
-    for reader, place in [use for use in behind.uses() if use.node is not same]:
-        reader.replace_input_with(place, same.outputs[0])
-    return same.outputs[0] if behind is value else value
 
 
 def _pad(integers: Integers, node: ir.Node, scale: _Scale) -> None:

@@ -56,7 +56,7 @@ def _clipped(weight: np.ndarray, scale: np.ndarray, axes: tuple[int, ...], level
     best, least = scale, np.full(scale.shape, np.inf)
     for share in np.linspace(1, LEAST_SHARE, SHARES, dtype=np.float32):
         tried = np.maximum(scale * share, _LEAST_WEIGHT_SCALE)
-        lost = weight - to_int8(weight, tried, levels) * tried
+        lost = (weight - to_int8(weight, tried, levels) * tried) / scale  # whose squares don't overflow
         errors = np.sum(lost * lost, axis=axes, keepdims=True, dtype=np.float64)
         best, least = np.where(errors < least, tried, best), np.minimum(errors, least)
     return best

@@ -216,7 +216,7 @@ class _Parser:
         rest = self.text[self.at :].strip()
         self.kind, self.token = "", repr(rest[:20]) if rest else "the end"
         if rest:
-            self.fail("a pass, an option or a value")
+            self.fail("a pass, an option or a value (in quotes where it is no word or number)")
 
     def fail(self, expected: str) -> NoReturn:
         """Raise UsageError at the current token."""

@@ -9,7 +9,7 @@ from onnxcompress.edit import Edit, substitute
 from onnxcompress.geometry import rows_read, window
 from onnxcompress.layers import Layer
 
-OPSET = 9  # Sign
+OPSET = 11  # Sign, and Gemm without a bias
 
 
 def refusal(layer: Layer) -> str | None:

@@ -38,7 +38,7 @@ class CorrectBias(Pass):
     effect: ClassVar[Effect] = Effect.LOSSY
     uses: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION, Need.RUNTIME, Need.SEED})
 
-    reference: str = option("", "file of the model before its weights were changed")
+    reference: str = option("", "file of the model before its weights were changed, in quotes")
     exclude: str = option(
         "", "leave layers alone whose whole name matches this regular expression", pattern=True
     )

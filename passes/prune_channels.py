@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcompress.base import Context, Effect, Need, Number, Pass, Result, Runtime, option
-from onnxcompress.budget import Budget, Stopwatch
+from onnxcompress.budget import Budget, PrunedLatency
 from onnxcompress.channels import Channels, Plan, find, record
 from onnxcompress.channels.mask import mask
 from onnxcompress.channels.repair import REPAIRS, aims, repair
@@ -171,7 +171,7 @@ class PruneChannels(Pass):
         if self.latency:
             if context.runtime is None:
                 raise UsageError("prune-channels: latency needs a runtime, none was given")
-            stopwatch = Stopwatch(channels.model, context, context.runtime, self.exclude)
+            stopwatch = PrunedLatency(channels.model, context, context.runtime, self.exclude)
         ratio = Budget(self.parameters, self.macs, self.latency).ratio(channels, plans, stopwatch)
         again = replace(self, ratio=ratio, parameters=0.0, macs=0.0, latency=0.0)
         found: dict[str, Number] = {"ratio": ratio, "repeat": str(again)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -11,23 +11,23 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
-from onnxcompress.base import Context, Effect, Need, Pass, Result, option, silent
-from onnxcompress.calibrate import METHODS, Statistics, calibrate
+from onnxcompress.base import Context, Effect, Need, Pass, Result, option
+from onnxcompress.calibrate import METHODS
 from onnxcompress.channels.equalizing import equalize
-from onnxcompress.correction import fallen, takes_bias
-from onnxcompress.data import load_data, random_data
+from onnxcompress.correction import fallen
+from onnxcompress.data import random_data
 from onnxcompress.edit import Edit, same_ports
 from onnxcompress.errors import UsageError
 from onnxcompress.folding import fold_batch_norms
-from onnxcompress.gate import Feeds, Gate, Trial, batched, either, kind_of
+from onnxcompress.gate import Gate, batched, either, kind_of
 from onnxcompress.integer import DYNAMIC_OPSET, Integers, multiplies_integers
-from onnxcompress.layers import Layer, by_weight, constant
+from onnxcompress.layers import Layer, by_weight
 from onnxcompress.linear import put_bias
-from onnxcompress.model import clone, convert_up
-from onnxcompress.placement import STATIC_OPSET, Placement, place
-from onnxcompress.qdq import refusal, write
+from onnxcompress.model import convert_up
+from onnxcompress.placement import STATIC_OPSET
+from onnxcompress.qdq import refusal
 from onnxcompress.quantize import FULL, REDUCED, Activations
-from onnxcompress.spreading import Spread, spreads
+from onnxcompress.static import Means, Static
 from onnxcompress.target import find_target
 
 
@@ -70,7 +70,8 @@ class Quant(Pass):
     per_channel: bool = option(True, "one weight scale for each output channel, not for each tensor")
     min_size: int = option(
         256,
-        "leave weights with fewer elements in float: their int8 form takes as much room",
+        "leave weights with fewer elements in float, as their int8 form takes as much room; not those of "
+        "layers that static quantization lets compute with integers",
         within=(0, 2**62),
     )
     exclude: str = option(
@@ -164,9 +165,9 @@ class Quant(Pass):
             for layer in readers if reason else ():
                 result.left(layer, reason or "")
         integers = Integers(Edit(model))
-        means: dict[Layer, np.ndarray] = {}
+        means: Means = {}
         if static:
-            groups, means = self._compute(model, context, result, integers, groups)
+            groups, means = self._static(model.graph).compute(integers, context, result, groups)
         for readers in groups:
             self._store(readers, integers, result, static, dynamic, means)
 
@@ -196,9 +197,8 @@ class Quant(Pass):
             for name in fold_batch_norms(model, context, self.exclude):
                 result.changed(name, "what follows folded in")
             # with symmetric ranges what a Relu takes off counts as well, which equalizing does not look at
-            for name in (
-                equalize(model, context, self.exclude)[0] if self.equalize and not self.symmetric else ()
-            ):
+            equalized = self.equalize and not self.symmetric
+            for name in equalize(model, context, self.exclude)[0] if equalized else ():
                 result.changed(name, "ranges equalized")
 
     def _gate(self, model: ir.Model, context: Context, result: Result, static: bool) -> Gate | None:
@@ -225,22 +225,14 @@ class Quant(Pass):
         def trial(floats: Collection[str]) -> Quant:
             return replace(fixed, weights_only=either(self.weights_only, floats))
 
-        def quantize(part: ir.Model, floats: Collection[str], feeds: Feeds | None) -> ir.Model:
-            data = random_data(part, count=1) if feeds is None else load_data([feeds], part)
-            copy = clone(part)
-            trial(floats).call(copy, replace(context, calibration=data, progress=silent))
-            return copy
-
         def blocks(whole: ir.Model, floats: Collection[str]) -> list[list[ir.Node]]:
             free = [readers for readers, reason in by_weight(whole, context, self.exclude) if not reason]
-            return trial(floats)._place(whole, free)[0].blocks()
+            return trial(floats)._static(whole.graph).place(whole.graph, free).placement.blocks()
 
         data = random_data(model, count=1) if context.calibration is None else context.calibration
-        way = Trial(quantize, blocks if static else None)
-        feeds: Feeds = next(iter(data))
-        if self.batch:
-            feeds = batched(model, feeds, self.batch)
-        return Gate(model, feeds, able, way, context, self.seconds)
+        given = next(iter(data))
+        feeds = batched(model, given, self.batch) if self.batch else given
+        return Gate(model, feeds, able, trial, blocks if static else None, context, self.seconds)
 
     def _refusal(self, layer: Layer, main: ir.Graph, static: bool) -> str | None:
         """Return why `layer` can't or mustn't compute with integers, or None."""
@@ -252,92 +244,27 @@ class Quant(Pass):
             return "its weight only"
         return reason
 
-    def _place(
-        self, model: ir.Model, groups: list[list[Layer]]
-    ) -> tuple[Placement, list[list[Layer]], dict[Layer, str | None]]:
-        """Return where integers go, the layers that compute with them, by weight, and why others don't."""
-        able, reasons = [], dict[Layer, str | None]()
-        for readers in groups:
-            reasons |= {layer: self._refusal(layer, model.graph, True) for layer in readers}
-            fit = [layer for layer in readers if reasons[layer] is None]
-            for layer in fit:
-                if layer.channel_axes != fit[0].channel_axes:
-                    reasons[layer] = f"{fit[0].name} has the channels of their weight along another axis"
-            if fit:
-                able.append([layer for layer in fit if reasons[layer] is None])
-        weighted = {layer.node: layer for fit in able for layer in fit}
-        return place(model.graph, weighted, absorb=not self.symmetric), able, reasons
+    def _static(self, main: ir.Graph) -> Static:
+        """Return how layers of the graph `main` get to compute with integers."""
+        return Static(
+            refusal=lambda layer: self._refusal(layer, main, True),
+            per_channel=self.per_channel,
+            levels=self._levels,
+            clip=self._clip,
+            form=Activations(self.signed, self.symmetric),
+            calibrator=self.calibrator,
+            percentile=self.percentile,
+            correct=self.correct,
+            min_size=self.min_size,
+        )
 
     @property
     def _levels(self) -> int:
         return REDUCED if self.reduce_range == "on" else FULL
 
-    def _compute(
-        self, model: ir.Model, context: Context, result: Result, integers: Integers, groups: list[list[Layer]]
-    ) -> tuple[list[list[Layer]], dict[Layer, np.ndarray]]:
-        """Make what can compute with integers do so; return the layers that are left, by weight.
-
-        With them the means of their input channels, as far as they are known.
-        """
-        placement, able, reasons = self._place(model, groups)
-        weights = {fit[0].weight for fit in able}
-        rest = [readers for readers in groups if readers[0].weight not in weights]
-        done = [
-            (layer, reasons[layer], layer.size)
-            for readers in groups
-            if readers[0].weight in weights
-            for layer in readers
-        ]
-        gaps = list(placement.gaps())
-        layers = [layer for fit in able for layer in fit]
-        left = [layer for readers in rest for layer in readers]
-        spread = spreads(placement, layers, left) if self.per_channel and not self.symmetric else []
-        reads = {
-            layer: value.name or ""
-            for layer in [*layers, *(layer for layer in left if layer.size >= self.min_size)]
-            if self._corrects(layer, model.graph) and (value := layer.node.inputs[0]) and not constant(value)
-        }
-        found = self._observe(model, context, placement, set(reads.values()), spread)
-        form = Activations(self.signed, self.symmetric)
-        clip = self.weights == "mse"
-        steps = write(integers, placement, able, found, self.per_channel, form, self._levels, clip, spread)
-        for layer, reason, size in done:
-            result.changed(layer, f"stored as int8, {reason}" if reason else "computes with int8", size=size)
-        for node in gaps:
-            result.left(node.name or node.op_type, f"no 8-bit {node.op_type}")
-        means = {
-            layer: found.means[name] / steps.get(layer, 1) for layer, name in reads.items() if found.means
-        }
-        return rest, means
-
-    def _observe(
-        self,
-        model: ir.Model,
-        context: Context,
-        placement: Placement,
-        means: Collection[str],
-        spread: list[Spread],
-    ) -> Statistics:
-        """Return what is found of activations on the calibration data, and the means of those in `means`."""
-        names = [value.name or "" for value in placement.observed() if constant(value) is None]
-        if not (names or means) or context.calibration is None or context.runtime is None:
-            return Statistics({}, {}, {})
-        return calibrate(
-            model,
-            names,
-            context.calibration,
-            context.runtime.patient(),
-            self.calibrator,
-            percentile=self.percentile,
-            maxima=[each.value.name or "" for each in spread],
-            means=sorted(means),
-            progress=context.progress,
-        )
-
-    def _corrects(self, layer: Layer, main: ir.Graph) -> bool:
-        """Return whether the bias of `layer` is to make up for what rounding its weight does to means."""
-        able = self.correct and takes_bias(layer) and layer.node.graph is main and layer.position == 1
-        return able and layer.bias() is not None
+    @property
+    def _clip(self) -> bool:
+        return self.weights == "mse"
 
     def _store(
         self,
@@ -346,7 +273,7 @@ class Quant(Pass):
         result: Result,
         static: bool,
         dynamic: bool,
-        means: Mapping[Layer, np.ndarray],
+        means: Means,
     ) -> None:
         """Store the weight that `readers` share as int8; what they read has the `means`, where known."""
         size, main = readers[0].size, integers.edit.model.graph
@@ -363,8 +290,7 @@ class Quant(Pass):
                 if layer in means and bias is not None:
                     put_bias(integers.edit, layer, bias + fallen(layer, weight, scale, means[layer]))
 
-        clip = self.weights == "mse"
-        products = integers.store(readers, able, self.per_channel, self._levels, clip, correct)
+        products = integers.store(readers, able, self.per_channel, self._levels, self._clip, correct)
         for layer in readers:
             reason = f", {reasons[layer]}" if reasons[layer] else ""
             what = "multiplied as int8" if layer in products else f"stored as int8{reason}"

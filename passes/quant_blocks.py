@@ -15,9 +15,9 @@ from onnxcompress.blocks import BITS, SIZES, Blocks
 from onnxcompress.blockwise import FLOAT, INT8, PORTABLE, PORTABLE_OPSET, Form
 from onnxcompress.edit import Edit
 from onnxcompress.errors import UsageError
+from onnxcompress.fastest import ROWS, Fastest
 from onnxcompress.layers import Layer, by_weight
 from onnxcompress.model import clone, convert_up
-from onnxcompress.trial import ROWS, Trial
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +37,11 @@ class QuantBlocks(Pass):
     Products of one shape are timed once. A second run looks again at what stayed float.
 
     ``contrib=false`` writes ``MatMul(x, DequantizeLinear(W, scales))`` with blocks instead, standard ONNX
-    from opset 21 on, for 4 and 8 bits; onnxruntime makes MatMulNBits of those with 4 bits as it loads the
-    model, and rounds activations. Weights are read when they are written, several at a time, and not held in
-    memory; those that are measured, one of each shape, are read before, too, and up to 4 million elements of
-    each for the error. With ``when=always,activations=float`` there is nothing to measure.
+    from opset 21 on, for 4 and 8 bits; onnxruntime makes MatMulNBits of it as it loads the model, and rounds
+    activations, so that ``max_error`` holds there, too. Weights are read when they are written, several at a
+    time, and not held in memory; those that are measured, one of each shape, are read before, too, and up to
+    4 million elements of each for the error. With ``when=always,activations=float`` there is nothing to
+    measure.
     Source: onnxruntime, ContribOperators.md, MatMulNBits; Dettmers et al., ICLR 2022 (blocks).
     """
 
@@ -80,14 +81,14 @@ class QuantBlocks(Pass):
         if not self.contrib and any(self._chosen(model, context, Result(model))):
             convert_up(model, PORTABLE_OPSET)
         result, edit = Result(model), Edit(model)
-        trial = Trial(context, self._forms(), self.max_error, self.when == "faster", self.seconds)
+        fastest = Fastest(context, self._forms(), self.max_error, self.when == "faster", self.seconds)
         chosen = self._chosen(model, context, result)
         samples = self._samples(model, chosen, context)
         for readers in chosen:
             layer = readers[0]
             blocks = self._blocks(layer)
             numbers = blockwise.numbers(blocks, layer)
-            found = trial.best(layer, blocks, samples.get(layer), numbers)
+            found = fastest.best(layer, blocks, samples.get(layer), numbers)
             if isinstance(found, str):
                 result.left_all(readers, found, **numbers)
                 continue

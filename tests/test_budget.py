@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from onnxcompress.base import Context, Runnable
-from onnxcompress.budget import PAIRS, Stopwatch, smallest
+from onnxcompress.budget import PAIRS, PrunedLatency, smallest
 from onnxcompress.channels import find
 from onnxcompress.data import load_data
 from onnxcompress.errors import BoundError, UsageError
@@ -79,7 +79,7 @@ def test_halving_finds_nothing_where_the_largest_ratio_does_not_fit() -> None:
 
 def test_a_stopwatch_runs_each_plan_once_with_the_threads_of_the_context(watched: Watched) -> None:
     model = models.model(HEAVY)
-    stopwatch = Stopwatch(model, Context(threads=1), watched)
+    stopwatch = PrunedLatency(model, Context(threads=1), watched)
     stay = np.ones(find(model).units.count, bool)
     first = stopwatch.time(stay)
     assert stopwatch.time(stay.copy()) is first
@@ -92,16 +92,16 @@ def test_a_stopwatch_runs_each_plan_once_with_the_threads_of_the_context(watched
 def test_a_stopwatch_runs_one_sample_of_the_calibration_data(watched: Watched) -> None:
     model = models.model(HEAVY)
     images = np.random.default_rng(0).random((3, 16, 40, 40), np.float32)
-    stopwatch = Stopwatch(model, Context(calibration=load_data({"x": images}, model)), watched)
+    stopwatch = PrunedLatency(model, Context(calibration=load_data({"x": images}, model)), watched)
     assert np.array_equal(stopwatch.feeds["x"], images[:1])
-    given: Mapping[str, np.ndarray] = Stopwatch(model, Context(), watched).feeds
+    given: Mapping[str, np.ndarray] = PrunedLatency(model, Context(), watched).feeds
     assert given["x"].shape == (1, 16, 40, 40)
 
 
 def test_random_values_are_refused_where_the_model_leaves_their_shape_open(watched: Watched) -> None:
     model = models.model(HEAVY.replace("N,16,40,40", "N,16,H,W"))
     with pytest.raises(UsageError, match="latency needs calibration data where inputs leave"):
-        Stopwatch(model, Context(), watched)
+        PrunedLatency(model, Context(), watched)
 
 
 def test_a_latency_budget_is_kept_and_can_be_repeated_without_measuring(watched: Watched) -> None:

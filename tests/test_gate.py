@@ -150,6 +150,12 @@ def test_the_choice_is_a_recipe_that_makes_the_same_model_without_timing() -> No
     assert not type(other).prepared
 
 
+def test_a_class_that_is_hardly_slower_is_not_called_1x_slower() -> None:
+    made = models.model(NETWORK)
+    result = gated(made, engine(lambda node: 0.3 if node.name != "grouped" else 1.02, 0.0), min_size=0)
+    assert said(result)["grouped"] == "stored as int8, group Conv: int8 slower here"
+
+
 def test_layers_without_a_name_are_told_by_the_name_they_had_before_folding() -> None:
     text = """net (float[N, 8, 8, 8] x) => (float[N, 8, 4, 4] y)
     <float[8, 2, 3, 3] w1 = {}, float[8, 8, 3, 3] w2 = {}, float[8] s = {}, float[8] t = {}, float[8] m = {}>

@@ -113,6 +113,14 @@ def test_a_bias_fits_with_room_for_the_sum_it_is_added_to(
     assert (np.abs(stored * steps.astype(np.float64) - bias) <= 0.51 * steps).all()
 
 
+def test_a_clipped_scale_goes_along_with_the_size_of_the_weight() -> None:
+    weight = np.random.default_rng(0).standard_t(3, (4, 500)).astype(np.float32)
+    large = np.float32(2.0**100)  # squares overflow float32
+    np.testing.assert_array_equal(
+        weight_scale(weight * large, (0,), clip=True), weight_scale(weight, (0,), clip=True) * large
+    )
+
+
 def test_a_bias_beyond_int32_is_clipped_not_wrapped() -> None:
     np.testing.assert_array_equal(to_int32(np.array([1e9, -1e9]), np.float32(1e-9)), [2**31 - 1, -(2**31)])
 

@@ -81,13 +81,15 @@ def test_options_are_read_into_passes() -> None:
         ("prune quant", "recipe: unexpected quant in 'prune quant', expected , between passes"),
         (
             "prune;quant",
-            "recipe: unexpected ';quant' in 'prune;quant', expected a pass, an option or a value",
+            "recipe: unexpected ';quant' in 'prune;quant', "
+            "expected a pass, an option or a value (in quotes where it is no word or number)",
         ),
         ("", "recipe: unexpected the end in '', expected the name of a pass"),
         ("prune(sparsity)", "recipe: unexpected ) in 'prune(sparsity)', expected = after sparsity"),
         (
             "prune(sparsity=1e)",
-            "recipe: unexpected '1e)' in 'prune(sparsity=1e)', expected a pass, an option or a value",
+            "recipe: unexpected '1e)' in 'prune(sparsity=1e)', "
+            "expected a pass, an option or a value (in quotes where it is no word or number)",
         ),
     ],
 )

@@ -175,8 +175,8 @@ def _covered(ranges: set[tuple[int, int]]) -> int:
 def convert_up(model: ir.Model, version: int) -> bool:
     """Raise the default operator set of `model` in place to at least `version`; False where it already was.
 
-    Names of inputs, outputs and initializers stay, what new operators need of constants is added. It is said
-    by :func:`notes`. CompressError, `model` being as before, where an operator can't be converted.
+    Names of inputs, outputs and initializers stay, what new operators need of constants is added.
+    CompressError, `model` being as before, where an operator can't be converted.
     """
     old = opset(model)
     if old >= version:
@@ -190,5 +190,4 @@ def convert_up(model: ir.Model, version: int) -> bool:
     model.graph, model.ir_version = raised.graph, raised.ir_version
     model.functions.clear()
     model.functions.update(raised.functions)
-    notes(model).append(f"operator set raised from {old} to {version}")
     return True

@@ -143,3 +143,17 @@ def test_inputs_that_have_no_signs_to_multiply_are_left_and_it_is_said() -> None
     assert [node.op_type for node in made.graph] == nodes
     assert {"binary already", "magnitudes, which have one sign"} <= {record.what for record in again.records}
     assert np.isfinite(run(made, feeds())[0]).all()
+
+
+def test_signs_of_an_old_model_are_multiplied_without_the_bias_that_its_gemm_needs() -> None:
+    made = model(
+        """<ir_version: 4, opset_import: ["": 9]> net (float[N, 8] x) => (float[N, 4] y)
+        <float[8, 4] w = {}, float[4] b = {}> { [one] y = Gemm(x, w, b) }"""
+    )
+    found = records(Binarise(activations="sign", keep_ends=False, min_size=0), made)
+    assert found["input of one"].changed
+    x = np.random.default_rng(0).standard_normal((3, 8)).astype(np.float32)
+    bias = made.graph.initializers["one_bias"].const_value
+    assert bias is not None
+    product = np.sign(x) @ weight(made, "one") * np.abs(x).mean(axis=1, keepdims=True)
+    np.testing.assert_allclose(run(made, {"x": x})[0], product + bias.numpy(), rtol=1e-5, atol=1e-6)

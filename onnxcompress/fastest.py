@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from onnxcompress.base import Context, Number
 from onnxcompress.blocks import Blocks
-from onnxcompress.blockwise import FLOAT, INT8, Form, alone, set_level, sizes, write
+from onnxcompress.blockwise import FLOAT, PORTABLE, Form, alone, set_level, sizes, write
 from onnxcompress.edit import Edit
 from onnxcompress.errors import CompressError
 from onnxcompress.layers import Layer
@@ -23,11 +23,12 @@ ROWS = 256  # of activations, at most, that products are timed with
 
 
 @dataclass
-class Trial:
+class Fastest:
     """Chooses among `forms` for the engine of `context`, measuring for about `seconds` in all.
 
-    The first of `forms` is taken where there is no engine. Rounding may make a relative difference of
-    `max_error`; with `only_faster`, what isn't faster than the float product is refused.
+    The first of `forms` is taken where there is no engine; without times, the first that is exact enough.
+    Rounding may make a relative difference of `max_error`; with `only_faster`, what isn't faster than the
+    float product is refused.
     """
 
     context: Context
@@ -52,23 +53,26 @@ class Trial:
         if self._watch is None or not self._open:
             return self.forms[0]
         given = _drawn(layer, self.context.seed) if rows is None else np.ascontiguousarray(rows)
+        found: dict[Form, Latency | None] = dict.fromkeys(self.forms)
         try:
-            measured = self._measured(layer, blocks, given)
+            found.update(self._measured(layer, blocks, given))
         except CompressError as error:
-            return str(error) if self.only_faster else self.forms[0]
-        for form in sorted(measured, key=lambda form: measured[form].ratio):
-            if form is not INT8:
-                return self._judged(form, measured[form], numbers)
-            part = _part(alone(layer, len(given), EXCERPT), blocks, INT8)
-            numbers["error"] = off = self._error(part, given)
+            if self.only_faster:
+                return str(error)
+        for form, latency in sorted(found.items(), key=lambda pair: pair[1].ratio if pair[1] else 0.0):
+            off = 0.0 if form is FLOAT else self._error(layer, blocks, form, given)
             if off <= self.max_error:
-                return self._judged(form, measured[form], numbers)
+                numbers.update({} if form is FLOAT else {"error": off})
+                numbers.update(latency.numbers if latency else {})
+                slow = self.only_faster and latency is not None and not faster(latency)
+                return "not faster in blocks" if slow else form
+        numbers["error"] = off
         return f"rounding its input makes a relative difference above {self.max_error:g}"
 
     @property
     def _open(self) -> bool:
         """Whether there is anything to find out."""
-        return self.only_faster or len(self.forms) > 1 or self.forms[0] is INT8
+        return self.only_faster or any(form is not FLOAT for form in self.forms)
 
     def _measured(self, layer: Layer, blocks: Blocks, rows: np.ndarray) -> dict[Form, Latency]:
         """Return the latency of each form, the float product being 1; the same for products of one shape."""
@@ -83,18 +87,22 @@ class Trial:
             self._known[key] = dict(zip(self.forms, found, strict=True))
         return self._known[key]
 
-    def _judged(self, form: Form, latency: Latency, numbers: dict[str, Number]) -> Form | str:
-        numbers.update(latency.numbers)
-        return "not faster in blocks" if self.only_faster and not faster(latency) else form
+    def _error(self, layer: Layer, blocks: Blocks, form: Form, rows: np.ndarray) -> float:
+        """Return how far `layer` in `form`, which may round `rows`, is from the product of floats.
 
-    def _error(self, part: ir.Model, rows: np.ndarray) -> float:
-        """Return how far `part`, which rounds `rows`, is from the same product of floats, relatively."""
+        0 where the engine can't run them.
+        """
         assert self.context.runtime is not None
         engine = type(self.context.runtime).make(threads=self.context.threads)
-        exact, found = (
-            engine.prepare(each).run({"x": rows})["y"].astype(np.float64)
-            for each in (set_level(part, FLOAT), part)
-        )
+        whole = alone(layer, len(rows), EXCERPT)
+        part = _part(whole, blocks, form)
+        floats = _part(whole, blocks, FLOAT) if form is PORTABLE else set_level(part, FLOAT)
+        try:
+            exact, found = (
+                engine.prepare(each).run({"x": rows})["y"].astype(np.float64) for each in (floats, part)
+            )
+        except CompressError:
+            return 0.0
         size = float(np.linalg.norm(exact))
         return float(np.linalg.norm(found - exact)) / size if size else 0.0
 
