@@ -9,7 +9,7 @@ goes up and down by a few of them, so that no count of steps tells for sure of t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import pairwise
 
@@ -111,6 +111,16 @@ def largest(steps: Steps, allows: Callable[[Steps], bool]) -> Steps:
     return taken
 
 
+def settled(scheme: Pass, model: ir.Model, context: Context) -> Pass:
+    """Return `scheme` with what its speed gate finds for the whole `model`, if it has one, spelt out.
+
+    All that is tried and what is chosen in the end then compute alike, and so keep the same bound.
+    """
+    if not any(option.name == "gate" for option in fields(scheme)):
+        return scheme
+    return scheme.call(clone(model), context).replay or scheme
+
+
 @dataclass(frozen=True)
 class Mixed:
     """How a choice was made: what each layer loses alone, and the steps taken of all."""
@@ -125,9 +135,9 @@ class Mixed:
 class Search:
     """Makes the choice of `mix` for `model`, which is not changed.
 
-    `samples` are what layers are ranked on, as far as RANKING, `judged` what `limit` is measured on; `most` are the bytes the
-    file may have, `slowest` the latency it may have as a share of the model's. One of the bounds must be
-    there.
+    `samples` are what layers are ranked on, RANKING of them, `judged` what `limit` is measured on; `most` are
+    the bytes the file may have, `slowest` the latency it may have as a share of the model's. One of the
+    bounds must be there.
     """
 
     mix: Mix
@@ -143,6 +153,9 @@ class Search:
         self.given = applied(self.mix.before.passes, self.model, self.context)[0]
         few = self.context.calibration and self.context.calibration.take(RANKING)
         context = replace(self.context, calibration=few)
+        self.mix = replace(
+            self.mix, schemes=tuple(settled(each, self.given, context) for each in self.mix.schemes)
+        )
         timed = self.slowest is not None
         watch = Stopwatch(context, SECONDS) if timed else None
         trials = Trials(self.given, context, self.samples.take(RANKING), self.mix.after, watch)

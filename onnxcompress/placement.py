@@ -129,19 +129,26 @@ def place(graph: ir.Graph, weighted: dict[ir.Node, Layer], absorb: bool = True) 
     """Return where in `graph`, whose nodes are in topological order, integers go.
 
     `weighted` are the layers that may have their weight quantized. What feeds them is quantized; other
-    operators of the table compute with integers where an integer operator feeds them. Without `absorb` the
-    range of an output doesn't do the work of a Relu or Clip: it would have to end where that does.
+    operators of the table compute with integers where an integer operator feeds them, those that join several
+    values only where none comes from a layer that stays float: else one such layer in a residual network
+    would have all the others behind it lose what its sums round. Without `absorb` the range of an output
+    doesn't do the work of a Relu or Clip: it would have to end where that does.
     """
     found = Placement(graph)
     bounds: dict[ir.Value, Bounds] = {}  # what a Relu or Clip put on values, wherever they were moved since
+    floats = set[ir.Value]()  # what layers that stay float made, and other float operators of it
     for node in graph:
         how, inputs = activations(node)
+        mixed = not floats.isdisjoint(node.inputs)
+        stays = how is How.WEIGHTED and node not in weighted
+        if stays or (mixed and how is not How.WEIGHTED):
+            floats.update(node.outputs)
         reached = {bounds.get(value, _FREE) for value in inputs}
         if how is How.BOUND:
             bounds[node.outputs[0]] = own_bounds(node)
         elif how is How.TIED and len(reached) == 1:
             bounds.update(dict.fromkeys(node.outputs, *reached))
-        if how is None or (how is How.WEIGHTED and node not in weighted):
+        if how is None or stays or (mixed and how in (How.OWN, How.TIED)):
             continue
         if how is not How.WEIGHTED and not any(value in found.native for value in inputs):
             continue

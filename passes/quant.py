@@ -24,7 +24,7 @@ from onnxcompress.integer import DYNAMIC_OPSET, Integers, multiplies_integers
 from onnxcompress.layers import Layer, by_weight, constant
 from onnxcompress.linear import put_bias
 from onnxcompress.model import clone, convert_up
-from onnxcompress.placement import STATIC_OPSET, Placement, place
+from onnxcompress.placement import STATIC_OPSET, Placement, activations, place
 from onnxcompress.qdq import refusal, write
 from onnxcompress.quantize import FULL, REDUCED, Activations
 from onnxcompress.spreading import Spread, spreads
@@ -304,7 +304,9 @@ class Quant(Pass):
         for layer, reason, size in done:
             result.changed(layer, f"stored as int8, {reason}" if reason else "computes with int8", size=size)
         for node in gaps:
-            result.left(node.name or node.op_type, f"no 8-bit {node.op_type}")
+            joins = activations(node)[0] is not None
+            reason = "it also reads what stays float" if joins else f"no 8-bit {node.op_type}"
+            result.left(node.name or node.op_type, reason)
         means = {
             layer: found.means[name] / steps.get(layer, 1) for layer, name in reads.items() if found.means
         }

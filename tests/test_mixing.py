@@ -93,6 +93,16 @@ def test_nothing_is_taken_where_no_step_is_allowed() -> None:
     assert largest(ladder(9), lambda choice: False) == ()
 
 
+def test_what_the_speed_gate_finds_for_the_whole_is_part_of_the_scheme_that_is_tried() -> None:
+    report = mixed("quant|cluster(bits=4)", data=CALIB, evaluation=TEST, max_drop=0.5).report  # type: ignore[attr-defined]
+    schemes = {row.scheme for row in report.mixed.rows}
+    assert len(schemes) == 2
+    assert all(scheme.startswith("cluster") or "gate=off" in scheme for scheme in schemes)
+    assert "gate=on" not in report.recipe
+    assert report.mixed.schemes  # some layer has changed, and nothing was timed after that
+    assert not any("repeat" in step.numbers for step in report.steps)
+
+
 def test_a_choice_is_part_of_a_recipe() -> None:
     mix = parse("simplify,quant|cluster(bits=4),encode")
     assert isinstance(mix, Mix)

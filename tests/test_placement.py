@@ -184,6 +184,26 @@ def test_float_operators_that_integer_operators_feed_are_named() -> None:
     assert [node.op_type for node in placement(made).gaps()] == ["Softplus"]
 
 
+@pytest.mark.parametrize("joined", ["Add", "Concat<axis=1>"])
+def test_what_also_reads_a_layer_that_stays_float_stays_and_all_behind_it(joined: str) -> None:
+    made = models.model(
+        f"""net (float[1, 4, 10, 10] x) => (float[1, C, H, W] y) <{WEIGHTS}>
+        {{
+            c = Conv<pads=[1, 1, 1, 1]>(x, w, b)
+            [floats] e = Conv<pads=[1, 1, 1, 1]>(x, w, b)
+            r = Relu(e)
+            a = {joined}(c, r)
+            p = MaxPool<kernel_shape=[3, 3]>(a)
+            q = Conv(x, w, b)
+            y = {joined}(q, p)
+        }}"""
+    )
+    weighted = {each.node: each for each in layers(made, Context()) if each.name != "floats"}
+    found = place(made.graph, weighted)
+    assert [node.op_type for node in found.nodes] == ["Conv", "Conv"]
+    assert [node.op_type for node in found.gaps()] == [joined.split("<")[0]] * 2
+
+
 def test_constants_that_are_added_become_integers_too(tmp_path: Path) -> None:
     made = network("f = Mul(c, high) m = Add(low, f)")
     expected = models.run(made, feeds()[0])[0]
