@@ -2,14 +2,16 @@
 
 Layers are ranked by what they lose alone: the power of the noise at the outputs, which adds up over layers
 as long as it is small. The choice takes the steps of least noise for a byte saved first, or for a second
-where time is bounded; how many of them is found by halving, each time with the whole model measured.
+where time is bounded. How many of them is found with the whole model measured: what is counted in samples
+goes up and down by a few of them, so that no count of steps tells for sure of the larger ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from itertools import pairwise
 
 import onnx_ir as ir
 
@@ -27,7 +29,9 @@ from onnxcompress.trials import Mixed, Recorded, Row, Trials, applied, only
 from onnxcompress.verify import compare
 
 SECONDS = 60.0  # for timing layers alone
-RANKING = 32  # calibration samples that layers are ranked with; the recipe itself is given all
+RANKING = 16  # samples that layers are ranked with and on; the recipe itself is given all
+COUNTS = 6  # of steps, evenly spread, that are tried before steps are tried by halves
+TRIES = 24  # choices whose loss is measured
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,10 @@ class Step:
     saved: float
 
 
-def steps(rows: Sequence[Row], timed: bool = False) -> list[Step]:
+Steps = tuple[Step, ...]
+
+
+def steps(rows: Sequence[Row], timed: bool = False) -> Steps:
     """Return the steps from the model as it is to the smallest there is, least noise for a byte saved first.
 
     Where layers were `timed`, to the fastest there is, least noise for a second first. A layer's steps are
@@ -63,20 +70,64 @@ def steps(rows: Sequence[Row], timed: bool = False) -> list[Step]:
             best = min(better, key=lambda each: (_price(at, each), -each.saved))
             found.append(Step(layer, best.scheme, best.noise - at.noise, best.saved - at.saved))
             at = best
-    return sorted(found, key=lambda each: each.noise / each.saved)
+    return tuple(sorted(found, key=lambda each: each.noise / each.saved))
 
 
 def _price(at: Step, to: Step) -> float:
     return (to.noise - at.noise) / (to.saved - at.saved)
 
 
+def largest(steps: Steps, allows: Callable[[Steps], bool]) -> Steps:
+    """Return as many of `steps` as the bound `allows` together, the earlier ones first; () where none.
+
+    The most of COUNTS counts of steps is taken that is allowed. What comes after it is added by halves: all
+    of a half that is allowed, else its own halves, down to the steps that are refused alone, and with them
+    the later ones of the same layer. So the steps that do harm are left out wherever they are. At most TRIES
+    choices are tried.
+    """
+    tried: dict[Steps, bool] = {}
+
+    def fits(choice: Steps) -> bool:
+        if choice not in tried:
+            tried[choice] = len(tried) < TRIES and allows(choice)
+        return tried[choice]
+
+    counts = sorted({-(-len(steps) * part // COUNTS) for part in range(1, COUNTS + 1)}, reverse=True)
+    count = next((count for count in counts if fits(steps[:count])), 0)
+    taken, refused = tuple(steps[:count]), set[str]()
+    edges = [count, *(each for each in reversed(counts) if each > count)]
+    blocks = [steps[low:high] for low, high in pairwise(edges)][::-1]
+    while blocks:
+        block = tuple(each for each in blocks.pop() if each.layer not in refused)
+        if not block:
+            continue
+        if fits(taken + block):
+            taken += block
+        elif len(block) == 1:
+            refused.add(block[0].layer)
+        else:
+            middle = len(block) // 2
+            blocks += [block[middle:], block[:middle]]
+    return taken
+
+
+def settled(scheme: Pass, model: ir.Model, context: Context) -> Pass:
+    """Return `scheme` with what its speed gate finds for the whole `model`, if it has one, spelt out.
+
+    All that is tried and what is chosen in the end then compute alike, and so keep the same bound.
+    """
+    if not any(option.name == "gate" for option in fields(scheme)):
+        return scheme
+    return scheme.call(clone(model), context).replay or scheme
+
+
 @dataclass
 class Search:
     """Makes the choice of `mix` for `model`, which is not changed.
 
-    `samples` are what layers are ranked on, `judged` what `limit` is measured on; `most` are the bytes the
-    file may have, `slowest` the latency it may have as a share of the model's. One of the bounds must be
-    there.
+    `samples` are what layers are ranked on, RANKING of them, `judged` what `limit` is measured on; `most` are
+    the bytes the file may have, `slowest` the latency it may have as a share of the model's. One of the
+    bounds must be there.
     """
 
     mix: Mix
@@ -92,46 +143,59 @@ class Search:
         self.given = applied(self.mix.before.passes, self.model, self.context)[0]
         few = self.context.calibration and self.context.calibration.take(RANKING)
         context = replace(self.context, calibration=few)
+        self.mix = replace(
+            self.mix, schemes=tuple(settled(each, self.given, context) for each in self.mix.schemes)
+        )
         timed = self.slowest is not None
         watch = Stopwatch(context, SECONDS) if timed else None
-        trials = Trials(self.given, context, self.samples, self.mix.after, watch)
+        trials = Trials(self.given, context, self.samples.take(RANKING), self.mix.after, watch)
         self.rows = tuple(trials.rows(self.mix.schemes, {}))
         self.names = {unit.layers[0]: unit.layers for unit in trials.units}
         self.steps = steps(self.rows, timed)
-        self.drops: dict[int, Drop] = {}
-        self.latencies: dict[int, Latency] = {}
+        self.drops: dict[Steps, Drop] = {}
+        self.latencies: dict[Steps, Latency] = {}
 
     def run(self) -> tuple[Recipe, Mixed]:
         """Return the recipe; BoundError with the best found where none keeps the bounds.
 
         Without a bound on bytes or latency it takes as many steps as the limit allows, with one as few as it
-        needs.
+        needs where the limit allows these.
         """
         if not self.steps:
             kind = "smaller" if self.slowest is None else "surely faster"
             listed = "|".join(map(str, self.mix.schemes))
             raise BoundError(f"{listed}: no layer gets {kind}; best found: the model as it is")
-        most = len(self.steps)
-        if self.most is not None or self.slowest is not None:
-            taken = _first(lambda count: not self.excess(count), 1, most)
-            if taken is None:
-                raise BoundError(f"{self.excess(most)}; best found: {self.recipe(most)}")
-        else:
-            exceeds = _first(lambda count: not self.allows(count), 1, most)
-            taken = most if exceeds is None else exceeds - 1
-        if self.limit is not None:
-            least = max(taken, 1)
-            try:
-                self.limit.check(self.drop(least))
-            except BoundError as error:
-                raise BoundError(f"{error}; best found: {self.recipe(least)}") from error
-        return self.recipe(taken), Mixed(self.rows, self.chosen(taken), most, taken)
+        taken = self.least() if self.most is not None or self.slowest is not None else ()
+        if self.limit is not None and not (taken and self.allows(taken)):
+            taken = self.largest(taken)
+        return self.recipe(taken), Mixed(self.rows, self.chosen(taken), len(self.steps), len(taken))
 
-    def chosen(self, taken: int) -> dict[str, str]:
-        """Return the scheme of each layer after so many steps; layers that none has changed are left out."""
-        return {step.layer: step.scheme for step in self.steps[:taken]}
+    def least(self) -> Steps:
+        """Return the first steps that keep the bounds on bytes and latency; BoundError where all don't."""
+        every = len(self.steps)
+        count = _first(lambda count: not self.excess(self.steps[:count]), 1, every)
+        if count is None:
+            raise BoundError(f"{self.excess(self.steps)}; best found: {self.recipe(self.steps)}")
+        return self.steps[:count]
 
-    def passes(self, taken: int) -> list[Pass]:
+    def largest(self, least: Steps) -> Steps:
+        """Return the steps that the limit, which refuses `least`, allows; BoundError where these don't do."""
+        assert self.limit is not None
+        confidence = self.limit.confidence
+        best = largest(self.steps, self.allows)
+        if not best or self.excess(best):
+            best = least or min(self.drops, key=lambda each: self.drops[each].bound(confidence))
+        try:
+            self.limit.check(self.drop(best))
+        except BoundError as error:
+            raise BoundError(f"{error}; best found: {self.recipe(best)}") from error
+        return best
+
+    def chosen(self, taken: Steps) -> dict[str, str]:
+        """Return the scheme of each layer after the steps `taken`; layers they leave alone are not in it."""
+        return {step.layer: step.scheme for step in taken}
+
+    def passes(self, taken: Steps) -> list[Pass]:
         """Return the schemes, each with the layers it isn't for excluded, in the order passes have."""
         chosen, order = self.chosen(taken), list(passes())
         found = []
@@ -144,8 +208,8 @@ class Search:
                 found.append(only(scheme, names, self.given))
         return found
 
-    def recipe(self, taken: int) -> Recipe:
-        """Return the whole recipe after so many steps."""
+    def recipe(self, taken: Steps) -> Recipe:
+        """Return the whole recipe after the steps `taken`."""
         return Recipe((*self.mix.before.passes, *self.passes(taken), *self.mix.after.passes))
 
     @cached_property
@@ -154,16 +218,16 @@ class Search:
         assert self.context.runtime is not None
         return Recorded(self.context.runtime.prepare(clone(self.model)))
 
-    def allows(self, taken: int) -> bool:
+    def allows(self, taken: Steps) -> bool:
         """Return whether the limit allows so many steps."""
         return self.limit is None or self.limit.allows(self.drop(taken))
 
-    def drop(self, taken: int) -> Drop:
-        """Return what is lost after so many steps, measured on the whole model."""
+    def drop(self, taken: Steps) -> Drop:
+        """Return what is lost after the steps `taken`, measured on the whole model."""
         assert self.limit is not None
         assert self.context.runtime is not None
         if taken not in self.drops:
-            self.context.progress(len(self.drops), None, f"checking {taken} of {len(self.steps)} steps")
+            self.context.progress(len(self.drops), None, f"checking {len(taken)} of {len(self.steps)} steps")
             lossy = [each for each in self.mix.after.passes if each.effect is Effect.LOSSY]
             last = self.context.runtime.prepare(
                 applied([*self.passes(taken), *lossy], self.given, self.context)[0]
@@ -174,7 +238,7 @@ class Search:
             self.drops[taken] = measured(self.limit.metric, self.first.runnable, last, found)
         return self.drops[taken]
 
-    def excess(self, taken: int) -> str:
+    def excess(self, taken: Steps) -> str:
         """Return what of the bounds on bytes and latency so many steps miss; "" where they keep them."""
         if self.most is not None and (found := self.bytes(taken)) > self.most:
             return f"max-size: {found:,} bytes, expected {self.most:,.0f} at most"
@@ -182,19 +246,21 @@ class Search:
             return f"max-latency: {spread(latency)}, expected {self.slowest:g} at most"
         return ""
 
-    def latency(self, taken: int) -> Latency:
-        """Return the latency after so many steps, beside the model's as it is."""
+    def latency(self, taken: Steps) -> Latency:
+        """Return the latency after the steps `taken`, beside the model's as it is."""
         assert self.context.runtime is not None
         if taken not in self.latencies:
-            self.context.progress(len(self.latencies), None, f"timing {taken} of {len(self.steps)} steps")
+            self.context.progress(
+                len(self.latencies), None, f"timing {len(taken)} of {len(self.steps)} steps"
+            )
             model = applied([*self.passes(taken), *self.mix.after.passes], self.given, self.context)[0]
             pair = [self.first.runnable, self.context.runtime.prepare(model)]
             self.latencies[taken] = latencies(pair, next(iter(self.samples)))[1]
         return self.latencies[taken]
 
-    def bytes(self, taken: int) -> int:
-        """Return the bytes of the file after so many steps, the recipe written into it among them."""
-        self.context.progress(0, None, f"weighing {taken} of {len(self.steps)} steps")
+    def bytes(self, taken: Steps) -> int:
+        """Return the bytes of the file after the steps `taken`, the recipe written into it among them."""
+        self.context.progress(0, None, f"weighing {len(taken)} of {len(self.steps)} steps")
         model = applied([*self.passes(taken), *self.mix.after.passes], self.given, self.context)[0]
         return int(to_proto(model).ByteSize()) + len(str(self.recipe(taken)).encode()) + _MARK
 

@@ -11,7 +11,7 @@ from test_drop import comparison
 from onnxcompress import BoundError, UsageError, compress
 from onnxcompress.base import Runnable
 from onnxcompress.drop import noise
-from onnxcompress.mixing import steps
+from onnxcompress.mixing import TRIES, Step, Steps, largest, steps
 from onnxcompress.recipe import Mix, Recipe, parse
 from onnxcompress.trials import Row
 
@@ -43,6 +43,64 @@ def test_steps_go_along_the_convex_hull_cheapest_first() -> None:
     assert [(each.layer, each.scheme) for each in found] == [("b", "mild"), ("a", "mild"), ("a", "harsh")]
     assert found[2].noise == pytest.approx(noise(20) - noise(40))
     assert found[2].saved == 100
+
+
+def ladder(count: int) -> Steps:
+    return tuple(Step(f"layer{place}", "quant", 0.01, 100.0) for place in range(count))
+
+
+def test_steps_are_taken_up_to_the_bound_where_more_steps_lose_more() -> None:
+    for bound in (1, 5, 24, 25, 47, 48, 49):
+        tried: list[Steps] = []
+
+        def allows(choice: Steps, bound: int = bound, tried: list[Steps] = tried) -> bool:
+            tried.append(choice)
+            return len(choice) <= bound
+
+        assert len(largest(ladder(49), allows)) == bound
+        assert len(set(tried)) == len(tried) <= TRIES
+
+
+def test_few_steps_that_lose_too_much_by_chance_do_not_hide_more_steps_that_are_allowed() -> None:
+    every = ladder(49)
+    assert len(largest(every, lambda choice: len(choice) not in (4, 7, 13, 25, 49))) == 48
+    assert len(largest(every, lambda choice: 33 <= len(choice) <= 45)) >= 33
+
+
+def test_a_step_that_does_harm_is_left_out_wherever_it_is() -> None:
+    every = ladder(40)
+    for place in (0, 17, 39):
+        harmful = every[place]
+        assert largest(every, lambda choice, harmful=harmful: harmful not in choice) == tuple(
+            each for each in every if each is not harmful
+        )
+
+
+def test_a_layer_that_can_not_bear_a_scheme_keeps_its_milder_one() -> None:
+    mild, harsh, harsher = (Step("a", name, 0.01, 10.0) for name in ("mild", "harsh", "harsher"))
+    other = Step("b", "mild", 0.02, 10.0)
+    tried: list[Steps] = []
+
+    def allows(choice: Steps) -> bool:
+        tried.append(choice)
+        return harsh not in choice and harsher not in choice
+
+    assert largest((mild, harsh, other, harsher), allows) == (mild, other)
+    assert (mild, other, harsher) not in tried  # what is harsher yet is not tried in vain
+
+
+def test_nothing_is_taken_where_no_step_is_allowed() -> None:
+    assert largest(ladder(9), lambda choice: False) == ()
+
+
+def test_what_the_speed_gate_finds_for_the_whole_is_part_of_the_scheme_that_is_tried() -> None:
+    report = mixed("quant|cluster(bits=4)", data=CALIB, evaluation=TEST, max_drop=0.5).report  # type: ignore[attr-defined]
+    schemes = {row.scheme for row in report.mixed.rows}
+    assert len(schemes) == 2
+    assert all(scheme.startswith("cluster") or "gate=off" in scheme for scheme in schemes)
+    assert "gate=on" not in report.recipe
+    assert report.mixed.schemes  # some layer has changed, and nothing was timed after that
+    assert not any("repeat" in step.numbers for step in report.steps)
 
 
 def test_a_choice_is_part_of_a_recipe() -> None:

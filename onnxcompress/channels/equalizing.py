@@ -8,6 +8,7 @@ Equalization and Bias Correction, ICCV 2019; Meller et al., Same, Same But Diffe
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -63,6 +64,8 @@ def equalize(model: ir.Model, context: Context, exclude: str) -> tuple[dict[str,
     """
     channels = find(model, context, exclude)
     _freeze(channels)
+    if channels.units.frozen.all():  # the model needn't run to find that nothing changes
+        context = replace(context, calibration=None)
     factors = _factors(channels, _held(channels, context))
     changed = _rescale(channels, factors)
     stay: dict[str, str] = {}
