@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
@@ -13,7 +14,7 @@ from onnxcompress.base import Context, Effect, Need, Pass, Result, option
 from onnxcompress.channels.repair import Aim, repair
 from onnxcompress.edit import same_ports
 from onnxcompress.errors import CompressError, UsageError
-from onnxcompress.layers import by_weight
+from onnxcompress.layers import by_weight, constant
 from onnxcompress.model import load
 
 
@@ -30,7 +31,7 @@ class CorrectBias(Pass):
     the other passes began with, or what ``simplify`` and ``fuse`` made of it. Of MatMul the bias is that of
     an Add that follows; where a BatchNormalization follows, its mean and variance become those of what it
     reads. Layers whose weight is no constant any more, such as quantized ones, stay: ``quant`` corrects their
-    biases itself. A second run moves little.
+    biases itself. Layers that compute what they did stay, too. A second run moves little.
     Source: Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, ICCV 2019.
     """
 
@@ -79,7 +80,8 @@ class CorrectBias(Pass):
 
     def _aims(self, model: ir.Model, whole: ir.Model, context: Context, result: Result) -> Iterator[Aim]:
         """Yield the layers that can be corrected, in node order; record why others stay."""
-        known = {value.name for node in whole.graph for value in node.outputs}
+        known = {value.name: node for node in whole.graph for value in node.outputs}
+        changed = _changed(model, known)
         found: dict[ir.Node, Aim] = {}
         for readers, reason in by_weight(model, context, self.exclude):
             for layer in readers:
@@ -90,8 +92,35 @@ class CorrectBias(Pass):
                     why = why or "inside a body or a function"
                 elif layer.node.outputs[0].name not in known:
                     why = why or "the reference computes nothing of that name"
+                elif layer.node not in changed:
+                    why = why or "it computes what it did"
                 if why is None:
                     found[layer.node] = Aim(layer, None)
                 else:
                     result.left(layer, why)
         yield from (found[node] for node in model.graph if node in found)
+
+
+def _changed(model: ir.Model, before: Mapping[str | None, ir.Node]) -> set[ir.Node]:
+    """Return the nodes of `model` that compute something else than those `before`, by output names."""
+    found: set[ir.Node] = set()
+    reached: set[ir.Value] = set()
+    for node in model.graph:
+        other = before.get(node.outputs[0].name)
+        bodies = any(each.type == ir.AttributeType.GRAPH for each in node.attributes.values())
+        alike = other is not None and not bodies and _same_constants(node, other)
+        if not alike or any(value in reached for value in node.inputs):
+            found.add(node)
+            reached.update(node.outputs)
+    return found
+
+
+def _same_constants(node: ir.Node, other: ir.Node) -> bool:
+    """Return whether `node` and `other` are of one operator and read the same constants."""
+    if (node.op_type, len(node.inputs)) != (other.op_type, len(other.inputs)):
+        return False
+    pairs = [tuple(map(constant, pair)) for pair in zip(node.inputs, other.inputs, strict=True)]
+    return all(
+        one is two or (one is not None and two is not None and np.array_equal(one.numpy(), two.numpy()))
+        for one, two in pairs
+    )

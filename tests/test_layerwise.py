@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from onnxcompress import Context
+from onnxcompress.data import load_data
 from onnxcompress.layerwise import Passage, passages, worst
 from onnxcompress.passes import Quant
 from onnxcompress.runtimes.onnxruntime import OnnxRuntime
@@ -67,7 +68,8 @@ def test_renamed_and_resized_values_are_not_matched() -> None:
 def test_an_activation_that_a_quantized_range_absorbs_is_part_of_its_layer() -> None:
     before, after = models.model(CHAIN, weights()), models.model(CHAIN, weights())
     data = feeds()
-    after = Quant(activations="static").call(after, Context(calibration=data, runtime=OnnxRuntime())).model  # type: ignore[arg-type]
+    context = Context(calibration=load_data(data, before), runtime=OnnxRuntime())
+    after = Quant(gate="off", equalize=False).call(after, context).model
     assert not [node for node in after.graph if node.op_type == "Relu"]
     found = {each.layer: each for each in passages(before, after, OnnxRuntime(), data)}
     for each in found.values():

@@ -170,7 +170,7 @@ def test_a_latency_is_met_by_the_scheme_that_is_faster() -> None:
     assert report.latency is not None
     assert report.latency.low <= 0.9
     assert report.mixed is not None
-    assert report.mixed.taken == 1
+    assert report.mixed.taken >= 1
     with pytest.raises(
         BoundError, match=r"max-latency: 0\..* expected 0\.0001 at most; best found: factorise"
     ):

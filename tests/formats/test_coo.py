@@ -10,7 +10,7 @@ from models import model
 
 from onnxcompress import Context
 from onnxcompress.formats import ENCODERS, Weight
-from onnxcompress.formats.unpack import ledger, unpack
+from onnxcompress.formats.unpack import Row, ledger, unpack
 from onnxcompress.model import load, save, to_proto
 from onnxcompress.passes import Encode
 
@@ -49,7 +49,7 @@ def test_weights_become_sparse_initializers_that_the_engine_reads(tmp_path: Path
     assert sorted(each.values.name for each in proto.graph.sparse_initializer) == ["v", "w"]
     assert not proto.functions
     rows = {row.name: row for row in ledger(tmp_path / "a.onnx")}
-    assert rows["w"] == ("w", "COO", 12 * np.count_nonzero(SPARSE.view(np.uint32)))
+    assert rows["w"] == Row("w", "COO", 12 * np.count_nonzero(SPARSE.view(np.uint32)))
     assert sum(row.bytes for row in rows.values()) == (tmp_path / "a.onnx").stat().st_size
     again = load(tmp_path / "a.onnx")
     assert not Encode(format="coo").call(again, Context()).modified

@@ -106,6 +106,18 @@ def test_excluded_quantized_and_unknown_layers_stay_and_it_says_so(tmp_path: Pat
     assert (record.changed, record.what) == (False, "the reference computes nothing of that name")
 
 
+def test_layers_that_compute_what_they_did_stay(tmp_path: Path) -> None:
+    made, _, path = lowered(tmp_path)
+    same = clone(made)
+    assert {record.what for record in run(same, path).values()} == {"it computes what it did"}
+    np.testing.assert_array_equal(models.run(made, feeds()[0])[0], models.run(same, feeds()[0])[0])
+    value = same.graph.initializers["v"]
+    put_constant(value, ir.tensor(value.const_value.numpy() * np.float32(0.9), name="v"))  # type: ignore[union-attr]
+    whats = {name: record.what for name, record in run(same, path).items()}
+    assert whats["one"] == "it computes what it did"
+    assert whats["two"] == whats["three"] == "mean corrected"
+
+
 def test_it_needs_a_reference_data_and_equal_inputs(tmp_path: Path) -> None:
     _, changed, path = lowered(tmp_path)
     with pytest.raises(UsageError, match="no reference, expected reference=FILE"):
