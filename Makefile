@@ -10,7 +10,7 @@ demo: $(VENV)/ready
 		--calib testdata/digits_calib.npz --eval testdata/digits_test.npz
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
+	$(BIN)/python -m pytest --numprocesses logical --dist worksteal
 
 check: $(VENV)/ready
 	$(BIN)/ruff format --check .
