@@ -35,7 +35,7 @@ SCHEMES = {
     "float32, encoded": "",
     "half precision": "cast",
     "int8 weights": "quant(activations=none)",
-    "int8, static": "quant(activations=static)",
+    "int8, static": "quant(activations=static, gate=off)",
     "fixed point 8 bits, activations 10": "quant-fixed(activation_bits=10)",
     "fixed point 8, 8": "quant-fixed",
     "fixed point 6, 8": "quant-fixed(bits=6)",
