@@ -1,7 +1,7 @@
 """Multiply-adds of the nine light architectures beside those that two other programs count.
 
-    python -m venv /tmp/counters && /tmp/counters/bin/pip install onnx-tool qonnx
-    python benchmarks/counters.py /tmp/counters/bin/python
+    python -m venv counters && counters/bin/pip install onnx-tool qonnx
+    python benchmarks/counters.py counters/bin/python
 
 qonnx's inference_cost sums the multiply-adds of convolutions and products. onnx_tool counts much more besides
 (activations, normalisation, pooling), so that only its rows of these are taken, and as it counts a bias as a
