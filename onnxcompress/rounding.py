@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxcompress.base import Context, Result
+from onnxcompress.base import Context, Effect, Need, Pass, Result, option
 from onnxcompress.compensation import compensated
 from onnxcompress.convolve import Window
 from onnxcompress.ends import ends
@@ -111,3 +112,38 @@ def chosen(
         else:
             result.left_all(readers, reason)
     return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundingPass(Pass):
+    """What passes that put weights on grids have in common: which weights, and which errors count."""
+
+    effect: ClassVar[Effect] = Effect.LOSSY
+    uses: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION, Need.RUNTIME})
+
+    importance: str = option(
+        "equal",
+        "which errors are made least: of the weights, or (inputs) of what layers make on calibration data",
+        choices=IMPORTANCE,
+    )
+    keep_ends: bool = option(False, "leave the first and the last layers alone")
+    min_size: int = option(1024, "leave weights with fewer elements alone", within=(0, 2**62))
+    exclude: str = option(
+        "", "leave layers alone whose whole name matches this regular expression", pattern=True
+    )
+
+    def round(
+        self,
+        model: ir.Model,
+        context: Context,
+        result: Result,
+        what: str,
+        grid: Callable[[np.ndarray], Grid],
+        per_channel: bool,
+    ) -> list[list[Layer]]:
+        """Put weights of `model` on grids, as :class:`Rounding` says; return the layers of each weight."""
+        groups = chosen(
+            model, context, result, min_size=self.min_size, exclude=self.exclude, keep_ends=self.keep_ends
+        )
+        Rounding(what, grid, per_channel, self.importance).apply(groups, model, context, result)
+        return groups

@@ -7,17 +7,17 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from onnxcompress.base import Context, Effect, Need, Pass, Result, option
+from onnxcompress.base import Context, Result, option
 from onnxcompress.edit import Edit
 from onnxcompress.layers import by_weight
 from onnxcompress.model import convert_up
-from onnxcompress.rounding import IMPORTANCE, Rounding, chosen
+from onnxcompress.rounding import RoundingPass
 from onnxcompress.schemes import binary
 from onnxcompress.signs import OPSET, binarise_input, refusal
 
 
 @dataclass(frozen=True, kw_only=True)
-class Binarise(Pass):
+class Binarise(RoundingPass):
     """Let each weight be one magnitude with its sign.
 
     Before: ``y = MatMul(x, W)``
@@ -37,8 +37,6 @@ class Binarise(Pass):
     """
 
     name: ClassVar[str] = "binarise"
-    effect: ClassVar[Effect] = Effect.LOSSY
-    uses: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION, Need.RUNTIME})
 
     per_channel: bool = option(True, "a magnitude for each output channel, not for each weight")
     activations: str = option(
@@ -46,16 +44,7 @@ class Binarise(Pass):
         "none, or sign: multiply signs of activations, and scale by their magnitudes",
         choices=("none", "sign"),
     )
-    importance: str = option(
-        "equal",
-        "which errors are made least: of the weights, or (inputs) of what layers make on calibration data",
-        choices=IMPORTANCE,
-    )
     keep_ends: bool = option(True, "leave the first and the last layers alone")
-    min_size: int = option(1024, "leave weights with fewer elements alone", within=(0, 2**62))
-    exclude: str = option(
-        "", "leave layers alone whose whole name matches this regular expression", pattern=True
-    )
 
     def call(self, model: ir.Model, context: Context) -> Result:
         """Make the weights of `model` binary in place."""
@@ -63,15 +52,7 @@ class Binarise(Pass):
         signs = self.activations == "sign"
         if signs and any(reason is None for _, reason in by_weight(model, context, self.exclude)):
             convert_up(model, OPSET)
-        groups = chosen(
-            model,
-            context,
-            result,
-            min_size=self.min_size,
-            exclude=self.exclude,
-            keep_ends=self.keep_ends,
-        )
-        Rounding("binarised", binary, self.per_channel, self.importance).apply(groups, model, context, result)
+        groups = self.round(model, context, result, "binarised", binary, self.per_channel)
         edit = Edit(model)
         for layer in (layer for readers in groups for layer in readers if signs):
             if reason := refusal(layer):

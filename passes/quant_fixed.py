@@ -9,18 +9,18 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from onnxcompress.base import Context, Effect, Need, Pass, Result, option
+from onnxcompress.base import Context, Result, option
 from onnxcompress.calibrate import METHODS, calibrate
 from onnxcompress.errors import UsageError
 from onnxcompress.fixedpoint import OPSET, activation, fixed_range, round_activations
 from onnxcompress.layers import Layer, by_weight
 from onnxcompress.model import convert_up
-from onnxcompress.rounding import IMPORTANCE, Rounding, chosen
+from onnxcompress.rounding import RoundingPass
 from onnxcompress.schemes import fixed
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantFixed(Pass):
+class QuantFixed(RoundingPass):
     """Let weights and what they multiply be whole numbers of few bits, times a power of two for each tensor.
 
     Before: ``y = Conv(x, W, b)``
@@ -40,8 +40,6 @@ class QuantFixed(Pass):
     """
 
     name: ClassVar[str] = "quant-fixed"
-    effect: ClassVar[Effect] = Effect.LOSSY
-    uses: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION, Need.RUNTIME})
 
     bits: int = option(8, "bits of a weight", within=(2, 16))
     activations: str = option(
@@ -49,16 +47,6 @@ class QuantFixed(Pass):
     )
     activation_bits: int = option(8, "bits of an activation", within=(2, 16))
     calibrator: str = option("min-max", "how the range of an activation is found", choices=METHODS)
-    importance: str = option(
-        "equal",
-        "which errors are made least: of the weights, or (inputs) of what layers make on calibration data",
-        choices=IMPORTANCE,
-    )
-    keep_ends: bool = option(False, "leave the first and the last layers alone")
-    min_size: int = option(1024, "leave weights with fewer elements alone", within=(0, 2**62))
-    exclude: str = option(
-        "", "leave layers alone whose whole name matches this regular expression", pattern=True
-    )
 
     def call(self, model: ir.Model, context: Context) -> Result:
         """Put weights and activations of `model` on fixed-point grids in place."""
@@ -70,16 +58,8 @@ class QuantFixed(Pass):
             raise UsageError(f"{self.name}: activations=static needs calibration data, none was given")
         if static and any(reason is None for _, reason in by_weight(model, context, self.exclude)):
             convert_up(model, OPSET)
-        groups = chosen(
-            model,
-            context,
-            result,
-            min_size=self.min_size,
-            exclude=self.exclude,
-            keep_ends=self.keep_ends,
-        )
         grid = partial(fixed, bits=self.bits)
-        Rounding("rounded to fixed point", grid, False, self.importance).apply(groups, model, context, result)
+        groups = self.round(model, context, result, "rounded to fixed point", grid, False)
         if static:
             self.round_activations([layer for readers in groups for layer in readers], model, context, result)
         return result

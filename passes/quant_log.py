@@ -8,13 +8,13 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from onnxcompress.base import Context, Effect, Need, Pass, Result, option
-from onnxcompress.rounding import IMPORTANCE, Rounding, chosen
+from onnxcompress.base import Context, Result, option
+from onnxcompress.rounding import RoundingPass
 from onnxcompress.schemes import logarithmic
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantLog(Pass):
+class QuantLog(RoundingPass):
     """Let each weight be a power of two with its sign, or zero.
 
     Before: ``y = MatMul(x, W)``
@@ -33,35 +33,15 @@ class QuantLog(Pass):
     """
 
     name: ClassVar[str] = "quant-log"
-    effect: ClassVar[Effect] = Effect.LOSSY
-    uses: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION, Need.RUNTIME})
 
     bits: int = option(4, "bits of a code: zero, and a sign and an exponent", within=(2, 8))
     base: str = option("two", "powers of which number", choices=("two", "sqrt2"))
     per_channel: bool = option(True, "a full scale for each output channel, not for each weight")
-    importance: str = option(
-        "equal",
-        "which errors are made least: of the weights, or (inputs) of what layers make on calibration data",
-        choices=IMPORTANCE,
-    )
-    keep_ends: bool = option(False, "leave the first and the last layers alone")
-    min_size: int = option(1024, "leave weights with fewer elements alone", within=(0, 2**62))
-    exclude: str = option(
-        "", "leave layers alone whose whole name matches this regular expression", pattern=True
-    )
 
     def call(self, model: ir.Model, context: Context) -> Result:
         """Make the weights of `model` logarithmic in place."""
         result = Result(model)
-        groups = chosen(
-            model,
-            context,
-            result,
-            min_size=self.min_size,
-            exclude=self.exclude,
-            keep_ends=self.keep_ends,
-        )
         grid = partial(logarithmic, bits=self.bits, steps=2 if self.base == "sqrt2" else 1)
         what = "rounded to powers of two" if self.base == "two" else "rounded to powers of sqrt2"
-        Rounding(what, grid, self.per_channel, self.importance).apply(groups, model, context, result)
+        self.round(model, context, result, what, grid, self.per_channel)
         return result

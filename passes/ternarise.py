@@ -8,13 +8,13 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from onnxcompress.base import Context, Effect, Need, Pass, Result, option
-from onnxcompress.rounding import IMPORTANCE, Rounding, chosen
+from onnxcompress.base import Context, Result, option
+from onnxcompress.rounding import RoundingPass
 from onnxcompress.schemes import ternary
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ternarise(Pass):
+class Ternarise(RoundingPass):
     """Let each weight be zero, or one magnitude with its sign.
 
     Before: ``y = MatMul(x, W)``
@@ -32,35 +32,16 @@ class Ternarise(Pass):
     """
 
     name: ClassVar[str] = "ternarise"
-    effect: ClassVar[Effect] = Effect.LOSSY
-    uses: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION, Need.RUNTIME})
 
     scales: str = option(
         "one", "one magnitude, or two: of positive and of negative weights", choices=("one", "two")
     )
     per_channel: bool = option(True, "magnitudes for each output channel, not for each weight")
-    importance: str = option(
-        "equal",
-        "which errors are made least: of the weights, or (inputs) of what layers make on calibration data",
-        choices=IMPORTANCE,
-    )
     keep_ends: bool = option(True, "leave the first and the last layers alone")
-    min_size: int = option(1024, "leave weights with fewer elements alone", within=(0, 2**62))
-    exclude: str = option(
-        "", "leave layers alone whose whole name matches this regular expression", pattern=True
-    )
 
     def call(self, model: ir.Model, context: Context) -> Result:
         """Make the weights of `model` ternary in place."""
         result = Result(model)
-        groups = chosen(
-            model,
-            context,
-            result,
-            min_size=self.min_size,
-            exclude=self.exclude,
-            keep_ends=self.keep_ends,
-        )
         grid = partial(ternary, two=self.scales == "two")
-        Rounding("ternarised", grid, self.per_channel, self.importance).apply(groups, model, context, result)
+        self.round(model, context, result, "ternarised", grid, self.per_channel)
         return result
