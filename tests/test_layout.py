@@ -48,7 +48,7 @@ RANKS = [
 ]
 PACKAGES = {"passes": ROOT / "passes", "runtimes": ROOT / "runtimes"} | {
     name: ROOT / "onnxcompress" / name
-    for name in ("analysis", "channels", "data", "formats", "model", "page", "zoo")
+    for name in ("analysis", "channels", "cli", "data", "formats", "model", "page", "zoo")
 }
 
 
