@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxcompress.calibrate import is_image
 from onnxcompress.geometry import spatial, window
 from onnxcompress.layers import Layer
+from onnxcompress.observing import is_image
 from onnxcompress.quantize import FULL, to_int8
 from onnxcompress.windows import Windows
 
