@@ -38,7 +38,8 @@ class Histogram:
         self._widen(frexp(largest)[1] if largest else _START)
         factor = np.float32(1 / self.width)
         flat = values.reshape(-1)
-        floats, integers = np.empty(_CHUNK, np.float32), np.empty(_CHUNK, np.intp)
+        most = min(flat.size, _CHUNK)
+        floats, integers = np.empty(most, np.float32), np.empty(most, np.intp)
         for start in range(0, flat.size, _CHUNK):
             part = flat[start : start + _CHUNK]
             scaled, bins = floats[: part.size], integers[: part.size]
