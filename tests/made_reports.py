@@ -4,8 +4,11 @@ import functools
 import tempfile
 from pathlib import Path
 
+from onnxcompress.analysis import Analysis, Memory
+from onnxcompress.analysis.rows import Row as Node
 from onnxcompress.base import Record
 from onnxcompress.details import Details, Noise, Values, Weight
+from onnxcompress.energy import Energy
 from onnxcompress.formats.unpack import Row
 from onnxcompress.measure import Latency
 from onnxcompress.pipeline import compress
@@ -79,4 +82,33 @@ def made(name: str = "layer", layers: int = 3, size: int = 500, ratio: float = 0
             layers,
             layers - 1,
         ),
+    )
+
+
+def analysis(name: str = "node", nodes: int = 3) -> Analysis:
+    """Return an analysis of nodes, and of a model, called `name`; the last node isn't counted."""
+    names = [f"{name}{number}" for number in range(nodes)]
+    figures = {
+        "parameters": 10,
+        "macs": 2000,
+        "effective_macs": 1000,
+        "written": 500,
+        "moved_bytes": 400,
+        "bound": name,
+    }
+    energy = {"compute_energy": 3000.0, "sram_energy": 2000.0, "dram_energy": 1000.0}
+    rows = [Node(each, name, roofline_seconds=1e-6, **figures, **energy) for each in names[:-1]]  # type: ignore[arg-type]
+    live = [1000 * (number % 7) for number in range(nodes)]
+    return Analysis(
+        source=name,
+        version="1",
+        shapes={name: (1, 2)},
+        target=name,
+        machine=None,
+        energy=Energy(),
+        rows=[*rows, Node(names[-1], name, unknown=name)],
+        total=Node("all", "", **figures, **energy),  # type: ignore[arg-type]
+        memory=Memory(max(live), max(live), False, names, live[::-1], live),
+        file_bytes=100,
+        notes=[name],
     )

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import chromium
 import pytest
-from made_reports import HOSTILE, made, real
+from made_reports import HOSTILE, TESTDATA, analysis, made, real
 
+from onnxcompress.analysis import analyze
 from onnxcompress.page import SECTIONS, page
+from onnxcompress.page.analyses import analyses_page
 
 pytestmark = pytest.mark.skipif(
     chromium.executable() is None, reason="no Chromium: put chromium in the path or its path in $CHROMIUM"
@@ -59,13 +61,15 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "run": page([("lenet5_digits.onnx", real())]),
         "runs": page([("first", real()), ("second", made(size=700)), (long, made(long))]),
         "hostile": page([(HOSTILE, made(HOSTILE))]),
+        "analysis": analyses_page([analyze(TESTDATA / "residual_digits.onnx", target="avx2", measure=True)]),
+        "analyses": analyses_page([analysis(HOSTILE), analysis(long, 400)], [long]),
     }
     for name, text in texts.items():
         (folder / f"{name}.html").write_text(text, encoding="utf-8")
     return {name: folder / f"{name}.html" for name in texts}
 
 
-@pytest.mark.parametrize("name", ["run", "runs", "hostile"])
+@pytest.mark.parametrize("name", ["run", "runs", "hostile", "analysis", "analyses"])
 @pytest.mark.parametrize("width", [390, 1280])
 def test_a_page_fits_its_window_in_silence(
     tab: chromium.Page, pages: dict[str, Path], name: str, width: int

@@ -8,10 +8,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from made_reports import HOSTILE, comparison, made, real
+from made_reports import HOSTILE, TESTDATA, analysis, comparison, made, real
 
+from onnxcompress.analysis import analyze
 from onnxcompress.page import SECTIONS, page
-from onnxcompress.page.charts import Axis, best
+from onnxcompress.page.analyses import analyses_page
+from onnxcompress.page.charts import Axis, best, grouped
 from onnxcompress.pipeline import compress
 from onnxcompress.report import Report
 
@@ -53,11 +55,15 @@ def single(report: Report) -> str:
     return page([("run", report)])
 
 
-PAGES = {
+RUNS = {
     "a run": lambda: single(real()),
     "a run that tells little": lambda: single(Report("1", "prune", "off", "", made().before)),
     "hostile names": lambda: page([(HOSTILE, made(HOSTILE)), (HOSTILE, made(HOSTILE, size=100))]),
     "several runs": lambda: page([("a", real()), ("b", made()), ("c", made(size=700, ratio=0.2))]),
+}
+PAGES = RUNS | {
+    "an analysis": lambda: analyses_page([analyze(TESTDATA / "lenet5_digits.onnx", target="avx2")]),
+    "analyses": lambda: analyses_page([analysis(HOSTILE), analysis(nodes=1)], [HOSTILE]),
 }
 
 
@@ -66,7 +72,9 @@ def outline(request: pytest.FixtureRequest) -> Outline:
     return Outline(PAGES[request.param]())
 
 
-def test_every_section_is_there_under_its_heading(outline: Outline) -> None:
+@pytest.mark.parametrize("name", RUNS)
+def test_every_section_is_there_under_its_heading(name: str) -> None:
+    outline = Outline(RUNS[name]())
     headings = Counter(text for tag, text in outline.texts if tag == "h3")
     runs = sum(tag == "h2" and text != "Comparison" for tag, text in outline.texts)
     assert headings == dict.fromkeys(SECTIONS.values(), runs)
@@ -185,6 +193,43 @@ def test_an_axis_holds_its_values_with_a_few_round_ticks(values: list[float]) ->
         ticks = list(axis.ticks())
         assert 2 <= len(ticks) <= 6
         assert len({text for _, text in ticks}) == len(ticks)
+
+
+def test_an_analysis_shows_figures_charts_energy_and_memory() -> None:
+    found = analyze(TESTDATA / "lenet5_digits.onnx", target="avx2")
+    outline = Outline(analyses_page([found]))
+    charts = [(each["aria-label"] or "").partition(" by ")[0] for each in outline.all("svg")]
+    assert charts[:3] == ["Parameters", "MACs", "Activations written"]
+    assert [each[:12] for each in charts[3:]] == ["Energy", "Roofline tim", "Bytes in use"]
+    texts = [text for _, text in outline.texts]
+    captions = [text for tag, text in outline.texts if tag == "figcaption"]
+    assert "most, 74.5%, at /conv2/Conv" in captions[1]
+    assert "537,000" in texts
+    assert f"{max(found.memory.live):,}" in texts
+    energies = texts[texts.index("Energy of one inference, 3.16 uJ in all") :]
+    assert {"Conv gemm", "Gemm gemv", "MaxPool"} <= set(energies)
+
+
+def test_a_node_that_is_not_counted_has_no_energy_and_says_so() -> None:
+    texts = [text for _, text in Outline(analyses_page([analysis("net", 3)])).texts]
+    assert "not counted" in texts
+    assert texts.count("?") == 8  # in the table of nodes, and in that of energy
+
+
+def test_models_stand_side_by_side_with_what_is_told_of_them() -> None:
+    texts = [text for _, text in Outline(analyses_page([analysis("a"), analysis("b")], ["a line"])).texts]
+    assert texts.count("All models") == 2
+    assert "a line" in texts
+
+
+def test_an_analysis_of_many_nodes_stays_under_the_limit_and_holds_all_in_its_charts() -> None:
+    found = analysis("a/long/name/of/a/node/", 3000)
+    text = analyses_page([found])
+    assert len(text.encode()) < 1_500_000
+    texts = [text for _, text in Outline(text).texts]
+    assert "(2800 others)" in texts
+    assert any("A column stands for 22 nodes." in text for text in texts)
+    assert sum(grouped([1.0] * 3000, 140, sum)) == 3000
 
 
 def test_a_run_writes_its_page(tmp_path: Path) -> None:

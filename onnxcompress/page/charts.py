@@ -6,7 +6,7 @@ What a chart shows, a table beside it or its text alternative says, too. Series 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 from xml.etree import ElementTree
 
@@ -21,12 +21,13 @@ _DASHES = ("none", "6 3", "2 3", "8 3 2 3")
 
 
 class Point(NamedTuple):
-    """A point of a scatter plot; one that no other beats in both axes is `best`."""
+    """A point of a plot; one that no other beats in both axes, or that was chosen, is `best`."""
 
     label: str
     x: float
     y: float
     best: bool = False
+    interval: tuple[float, float] | None = None  # of y
 
 
 class Axis(NamedTuple):
@@ -42,6 +43,11 @@ class Axis(NamedTuple):
         low, high = min([*values, *([0.0] if zero else [])]), max(values)
         room = 0.06 * (high - low) or abs(high) * 0.1 or 1.0
         return Axis(title, 0.0 if zero and low == 0 else low - room, high + room)
+
+    @staticmethod
+    def above(title: str, values: Sequence[float]) -> Axis:
+        """Return an axis from zero on that holds `values`, none of them negative."""
+        return Axis(title, 0.0, 1.06 * max(values) or 1.0)
 
     def share(self, value: float) -> float:
         """Return the place of `value` between the ends, 0 to 1."""
@@ -65,13 +71,15 @@ def scatter(points: Sequence[Point], across: Axis, up: Axis, summary: str) -> st
         path = _path(_place(across, up, point.x, point.y) for point in best)
         _add(drawing, "polyline", {"class": "front", "points": path})
     labels: list[tuple[float, float, list[str]]] = []
-    for point in points:
+    for point in sorted(points, key=lambda point: point.best):  # the best are drawn last, above the others
         x, y = _place(across, up, point.x, point.y)
         _add(
             drawing,
             "circle",
             {"class": "best" if point.best else "point", "cx": _f(x), "cy": _f(y), "r": "5"},
         )
+        if not point.label:
+            continue
         near = [texts for left, top, texts in labels if abs(left - x) < NEAR and abs(top - y) < NEAR]
         if near:
             near[0].append(point.label)
@@ -84,15 +92,53 @@ def scatter(points: Sequence[Point], across: Axis, up: Axis, summary: str) -> st
 
 
 def lines(series: Sequence[Sequence[Place]], across: Axis, up: Axis, summary: str) -> str:
-    """Return curves through points; each has its own dash and number."""
+    """Return curves through points; where there are several, each has its own dash and number."""
     drawing = _plot(across, up, summary)
     for number, values in enumerate(series, 1):
         places = [_place(across, up, x, y) for x, y in values]
         dash = _DASHES[(number - 1) % len(_DASHES)]
         _add(drawing, "polyline", {"class": "curve", "stroke-dasharray": dash, "points": _path(places)})
         end, anchor = (places[-1], "end") if number % 2 else (places[0], "start")
-        _write(drawing, str(number), end[0], end[1] - 5, anchor, "mark")
+        if len(series) > 1:
+            _write(drawing, str(number), end[0], end[1] - 5, anchor, "mark")
     return _text(drawing)
+
+
+def columns(values: Sequence[float], across: str, up: Axis, summary: str) -> str:
+    """Return a column for each of `values`, the first being number 1; `up` begins at zero."""
+    axis = Axis(across, 0.5, len(values) + 0.5)
+    drawing = _plot(axis, up, summary)
+    parts = []
+    for place, value in enumerate(values, 1):
+        if value:
+            left, floor = _place(axis, up, place - 0.45, 0.0)
+            right, top = _place(axis, up, place + 0.45, value)
+            parts.append(f"M{_f(left)} {_f(floor)}V{_f(top)}H{_f(right)}V{_f(floor)}Z")
+    _add(drawing, "path", {"class": "column", "d": "".join(parts)})
+    return _text(drawing)
+
+
+def staircase(points: Sequence[Point], across: Axis, up: Axis, summary: str) -> str:
+    """Return points with their intervals, joined by a line from left to right; the best one is filled."""
+    drawing = _plot(across, up, summary)
+    ordered = sorted(points, key=lambda point: point.x)
+    path = _path(_place(across, up, point.x, point.y) for point in ordered)
+    _add(drawing, "polyline", {"class": "curve", "points": path})
+    for point in ordered:
+        ends = [_place(across, up, point.x, y) for y in point.interval or (point.y, point.y)]
+        _line(drawing, "interval", *ends)
+        x, y = _place(across, up, point.x, point.y)
+        name = "best" if point.best else "point"
+        _add(drawing, "circle", {"class": name, "cx": _f(x), "cy": _f(y), "r": "5" if point.best else "3"})
+        if point.label:
+            _write(drawing, point.label, x - 8, y - 6, "end", "mark")
+    return _text(drawing)
+
+
+def grouped(values: Sequence[float], most: int, together: Callable[[Sequence[float]], float]) -> list[float]:
+    """Return at most `most` numbers: what `together` makes of each run of equally many of `values`."""
+    size = max(1, -(-len(values) // most))
+    return [together(values[start : start + size]) for start in range(0, len(values), size)]
 
 
 def histogram(before: Values | None, after: Values | None, summary: str) -> str:
