@@ -6,9 +6,9 @@ from pathlib import Path
 
 from onnxcompress.analysis import Analysis, Memory
 from onnxcompress.analysis.rows import Row as Node
-from onnxcompress.base import Record
+from onnxcompress.base import Record, Width
 from onnxcompress.details import Details, Noise, Values, Weight
-from onnxcompress.energy import Energy
+from onnxcompress.energy import Energy, Spent
 from onnxcompress.formats.unpack import Row
 from onnxcompress.measure import Latency
 from onnxcompress.pipeline import compress
@@ -54,6 +54,7 @@ def made(name: str = "layer", layers: int = 3, size: int = 500, ratio: float = 0
     names = [f"{name}{number}" for number in range(layers)]
     values = Values(1000, 10, -1.0, 0.05, [number % 7 for number in range(40)])
     changed = [Record(each, True, name, {"snr": 12.5}) for each in names]
+    widths = [Width(32, 1.0, 1.0, 1.0), Width(17, 0.9, 0.8, 1.1), Width(16, ratio, 0.2, 0.7, True)]
     kept = [Record(each, False, f"too small {name}") for each in names]
     return Report(
         version="1",
@@ -62,7 +63,7 @@ def made(name: str = "layer", layers: int = 3, size: int = 500, ratio: float = 0
         source=name,
         before=Size(1000, 10, 10),
         after=Size(size, 10, 5),
-        steps=[Step(name, "lossy", 0.5, [*changed, *kept], comparison(), {name: name}, size)],
+        steps=[Step(name, "lossy", 0.5, [*changed, *kept], comparison(), {name: name}, size, widths)],
         notes=[name],
         comparison=comparison(random=True),
         evaluation=comparison(agreement=0.5, predictions=8, top1=(0.75, size / 1000)),
@@ -75,6 +76,8 @@ def made(name: str = "layer", layers: int = 3, size: int = 500, ratio: float = 0
             [Row(each, name, 50) for each in names],
             [Weight(each, values, values, 0.25) for each in names],
             [Noise(each, None if each == names[0] else 0.001, 0.01) for each in names],
+            [Spent(name, layers, 6e6, 3e6, 1e6), Spent(name, 1, None, None, None)],
+            [Spent(name, layers, 1e6, 1e6, 0.0)],
         ),
         mixed=Mixed(
             tuple(Trial(each, (), name, name, 100, comparison()) for each in names),

@@ -145,10 +145,38 @@ def test_the_sizes_of_a_run_go_down_from_file_to_file() -> None:
 def test_noise_and_sensitivity_are_drawn_and_listed() -> None:
     outline = Outline(single(made("net", 4)))
     plots = [each["aria-label"] or "" for each in outline.all("svg") if each["class"] == "plot"]
-    assert [each[:24] for each in plots] == ["Signal to noise around t", "Signal to noise of the o"]
+    assert [each[:24] for each in plots[1:]] == ["Signal to noise around t", "Signal to noise of the o"]
     cells = Counter(text for tag, text in outline.texts if tag == "td")
-    assert (cells["chosen"], cells["30.0 dB"], cells["not known"]) == (3, 3, 1)
+    assert (cells["chosen"], cells["30.0 dB"], cells["not known"]) == (4, 3, 1)  # a width is chosen, too
     assert cells["20.0 dB"] >= 8  # leaving each of four layers, and for each tried alone
+
+
+def test_widths_that_were_timed_are_drawn_and_listed() -> None:
+    outline = Outline(single(made("net", 4)))
+    (plot,) = (each for each in outline.all("svg") if "keep so many channels" in (each["aria-label"] or ""))
+    assert plot["role"] == "img"
+    assert len([each for each in outline.all("line") if each["class"] == "interval"]) == 2
+    texts = [text for _, text in outline.texts]
+    rows = texts[texts.index("Models timed, the most channels first") :]
+    assert rows[5:8] == ["32", "100.0%", "1.000x"]
+    assert rows[rows.index("16") :][:5] == ["16", "50.0%", "0.500x", "0.200 to 0.700", "chosen"]
+    told = [text for _, text in Outline(single(real())).texts]
+    assert "No pass timed the model with fewer channels;" in told
+
+
+def test_energy_is_split_before_and_after_on_one_scale() -> None:
+    outline = Outline(single(made("net", 4)))
+    texts = [text for _, text in outline.texts]
+    assert {"Before, 10.0 uJ in all", "After, 2.00 uJ in all", "not counted"} <= set(texts)
+    spans = [each for each in outline.all("span") if each.get("style")]
+    parts = [(each["class"], each["style"]) for each in spans if each["class"] in ("compute", "sram", "dram")]
+    assert parts == [
+        ("compute", "width:60.00%"),
+        ("sram", "width:30.00%"),
+        ("dram", "width:10.00%"),
+        ("compute", "width:10.00%"),
+        ("sram", "width:10.00%"),
+    ]
 
 
 def test_what_was_left_is_told_with_its_reason_and_its_layers() -> None:

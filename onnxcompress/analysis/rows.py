@@ -229,7 +229,7 @@ def spend(row: Row, energy: Energy, machine: Machine | None, off_chip: int) -> N
         row.bound = ("compute" if computing >= moving else "memory") if row.roofline_seconds else None
 
 
-def spent(rows: Iterable[Row]) -> list[Spent]:
+def spent_by_kind(rows: Iterable[Row]) -> list[Spent]:
     """Return the energy of nodes by their kind, the most first; kinds that take none are left out."""
     kinds: dict[tuple[str, bool], list[Row]] = {}
     for row in rows:

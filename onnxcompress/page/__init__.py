@@ -18,6 +18,8 @@ SECTIONS = {
     "passes": "Size by pass",
     "bytes": "Bytes by tensor",
     "quality": "Accuracy and latency",
+    "staircase": "Latency by channels kept",
+    "energy": "Energy by kind of layer",
     "layers": "Error by layer",
     "sensitivity": "Sensitivity of layers",
     "weights": "Sparsity and values of weights",

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from onnxcompress.analysis import Analysis
-from onnxcompress.analysis.rows import Row, spent
+from onnxcompress.analysis.rows import Row, spent_by_kind
 from onnxcompress.analysis.tables import (
     COUNTS,
     MODEL_HEADS,
@@ -144,7 +144,7 @@ class Model:
     @property
     def energy(self) -> Split:
         """The energy by kind of layer."""
-        found = spent(self.analysis.rows)
+        found = spent_by_kind(self.analysis.rows)
         return split(found, max((each.total for each in found), default=0.0))
 
     @property

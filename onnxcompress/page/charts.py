@@ -87,7 +87,7 @@ def scatter(points: Sequence[Point], across: Axis, up: Axis, summary: str) -> st
             labels.append((x, y, [point.label]))
     for x, y, texts in labels:
         shift, anchor = (8, "start") if x < (LEFT + WIDTH) / 2 else (-8, "end")
-        _write(drawing, ", ".join(texts), x + shift, y - 5, anchor, "mark")
+        _write(drawing, ", ".join(texts), x + shift, y - 5, "mark", anchor)
     return _text(drawing)
 
 
@@ -100,7 +100,7 @@ def lines(series: Sequence[Sequence[Place]], across: Axis, up: Axis, summary: st
         _add(drawing, "polyline", {"class": "curve", "stroke-dasharray": dash, "points": _path(places)})
         end, anchor = (places[-1], "end") if number % 2 else (places[0], "start")
         if len(series) > 1:
-            _write(drawing, str(number), end[0], end[1] - 5, anchor, "mark")
+            _write(drawing, str(number), end[0], end[1] - 5, "mark", anchor)
     return _text(drawing)
 
 
@@ -125,13 +125,13 @@ def staircase(points: Sequence[Point], across: Axis, up: Axis, summary: str) -> 
     path = _path(_place(across, up, point.x, point.y) for point in ordered)
     _add(drawing, "polyline", {"class": "curve", "points": path})
     for point in ordered:
-        ends = [_place(across, up, point.x, y) for y in point.interval or (point.y, point.y)]
-        _line(drawing, "interval", *ends)
+        if point.interval is not None:
+            _line(drawing, "interval", *(_place(across, up, point.x, y) for y in point.interval))
         x, y = _place(across, up, point.x, point.y)
         name = "best" if point.best else "point"
         _add(drawing, "circle", {"class": name, "cx": _f(x), "cy": _f(y), "r": "5" if point.best else "3"})
         if point.label:
-            _write(drawing, point.label, x - 8, y - 6, "end", "mark")
+            _write(drawing, point.label, x - 8, y - 6, "mark", "end")
     return _text(drawing)
 
 
@@ -170,16 +170,19 @@ def _outline(values: Values, low: float, wide: float, tall: float, floor: float)
 def _plot(across: Axis, up: Axis, summary: str) -> ElementTree.Element:
     drawing = _drawing(WIDTH, HEIGHT, summary, "plot")
     bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
+    grid = _add(drawing, "path", {"class": "grid"})
+    path = []
     for value, text in across.ticks():
         x, _ = _place(across, up, value, up.low)
-        _line(drawing, "grid", (x, TOP), (x, bottom))
-        _write(drawing, text, x, bottom + 15, "middle", "tick")
+        path.append(f"M{_f(x)} {TOP}V{bottom}")
+        _write(drawing, text, x, bottom + 15, "tick")
     for value, text in up.ticks():
         _, y = _place(across, up, across.low, value)
-        _line(drawing, "grid", (LEFT, y), (right, y))
-        _write(drawing, text, LEFT - 6, y + 4, "end", "tick")
-    _write(drawing, across.title, (LEFT + right) / 2, HEIGHT - 6, "middle", "axis")
-    title = _write(drawing, up.title, 0, 0, "middle", "axis")
+        path.append(f"M{LEFT} {_f(y)}H{right}")
+        _write(drawing, text, LEFT - 6, y + 4, "side")
+    grid.set("d", "".join(path))
+    _write(drawing, across.title, (LEFT + right) / 2, HEIGHT - 6, "axis")
+    title = _write(drawing, up.title, 0, 0, "axis")
     title.set("transform", f"translate(12 {(TOP + bottom) / 2}) rotate(-90)")
     return drawing
 
@@ -205,9 +208,12 @@ def _line(parent: ElementTree.Element, name: str, start: Place, end: Place) -> N
 
 
 def _write(
-    parent: ElementTree.Element, text: str, x: float, y: float, anchor: str, name: str
+    parent: ElementTree.Element, text: str, x: float, y: float, name: str, anchor: str | None = None
 ) -> ElementTree.Element:
-    label = _add(parent, "text", {"class": name, "x": _f(x), "y": _f(y), "text-anchor": anchor})
+    """Add text; where no `anchor` is given, the style of the page has one for its class `name`."""
+    label = _add(parent, "text", {"class": name, "x": _f(x), "y": _f(y)})
+    if anchor is not None:
+        label.set("text-anchor", anchor)
     label.text = text
     return label
 

@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from onnxcompress.base import Width
 from onnxcompress.details import Noise
-from onnxcompress.page.charts import Axis, Place, lines
+from onnxcompress.page.charts import Axis, Place, Point, lines, staircase
 from onnxcompress.report import count_bytes, decibels
 from onnxcompress.trials import Mixed
 
@@ -49,6 +50,20 @@ def sensitivity_curves(mixed: Mixed, most: int) -> Curves | None:
     series = [list(enumerate(sorted(values), 1)) for values in found.values()]
     caption = "Signal to noise of the outputs with one layer changed, the layer that hurts most first."
     return _curves(series, list(found), "layers", caption, most)
+
+
+def climb(widths: Sequence[Width]) -> Curves:
+    """Return the latency of models by the channels they keep, with its 95 % interval."""
+    points = [Point("", widths[0].channels, 1.0)]
+    for each in widths[1:]:
+        label, interval = "chosen" if each.chosen else "", (each.low, each.high)
+        points.append(Point(label, each.channels, each.ratio, each.chosen, interval))
+    caption = (
+        "Latency of models that keep so many channels, as a share of the whole one's, with its 95 % interval."
+    )
+    across = Axis.around("channels kept", [each.channels for each in widths])
+    up = Axis.above("latency, share", [each.high for each in widths])
+    return Curves(staircase(points, across, up, caption), caption)
 
 
 def trials(mixed: Mixed) -> list[Trial]:

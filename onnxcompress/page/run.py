@@ -7,10 +7,12 @@ from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
+from onnxcompress.base import Width
 from onnxcompress.details import Noise, Values, Weight
 from onnxcompress.formats.unpack import Row
 from onnxcompress.page.charts import histogram
-from onnxcompress.page.layers import Curves, Trial, noise_curves, ratio, sensitivity_curves, trials
+from onnxcompress.page.energies import Split, split
+from onnxcompress.page.layers import Curves, Trial, climb, noise_curves, ratio, sensitivity_curves, trials
 from onnxcompress.report import Report, decibels, figures, milliseconds
 
 SMALLEST = 0.001  # share of a file that has a line of its own
@@ -64,6 +66,14 @@ class Spread(NamedTuple):
     before: str
     after: str
     drawing: str
+
+
+class Staircase(NamedTuple):
+    """What a pass timed with fewer channels: a plot, and its figures."""
+
+    step: str
+    curve: Curves
+    widths: list[Width]
 
 
 class Left(NamedTuple):
@@ -155,6 +165,22 @@ class Run:
     @cached_property
     def _weights(self) -> list[Weight]:
         return self.report.details.weights if self.report.details else []
+
+    @property
+    def staircases(self) -> list[Staircase]:
+        """What passes timed with fewer channels."""
+        steps = [step for step in self.report.steps if step.widths]
+        return [Staircase(step.recipe, climb(step.widths), step.widths) for step in steps]
+
+    @property
+    def energies(self) -> list[tuple[str, Split]]:
+        """The energy of an inference by kind of layer, before and after."""
+        details = self.report.details
+        if details is None or not (details.energy_before or details.energy_after):
+            return []
+        longest = max(each.total for each in (*details.energy_before, *details.energy_after))
+        pairs = (("Before", details.energy_before), ("After", details.energy_after))
+        return [(name, split(rows, longest)) for name, rows in pairs]
 
     @property
     def errors(self) -> list[Change]:
