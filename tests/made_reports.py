@@ -2,6 +2,7 @@
 
 import functools
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from onnxcompress.analysis import Analysis, Memory
@@ -13,7 +14,7 @@ from onnxcompress.formats.unpack import Row
 from onnxcompress.measure import Latency
 from onnxcompress.pipeline import compress
 from onnxcompress.report import Report, Size, Step
-from onnxcompress.trials import Mixed
+from onnxcompress.trials import Mixed, Sensitivity
 from onnxcompress.trials import Row as Trial
 from onnxcompress.verify import Comparison
 
@@ -86,6 +87,16 @@ def made(name: str = "layer", layers: int = 3, size: int = 500, ratio: float = 0
             layers - 1,
         ),
     )
+
+
+def alone(name: str = "layer", layers: int = 4) -> Sensitivity:
+    """Return what layers called `name` lose by two schemes; the second leaves the first layer alone."""
+    rows = []
+    for number in range(layers):
+        layer, found = f"{name}{number}", comparison(agreement=0.5, top1=(0.75, 0.5 + number / 1000))
+        rows.append(Trial(layer, (), "prune", "pruned", 100, replace(found, snr=30.0 - number % 20)))
+        rows.append(Trial(layer, (), name, name, -50, found if number else None))
+    return Sensitivity("1", "hash", 1000, tuple(rows))
 
 
 def analysis(name: str = "node", nodes: int = 3) -> Analysis:

@@ -8,12 +8,13 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from made_reports import HOSTILE, TESTDATA, analysis, comparison, made, real
+from made_reports import HOSTILE, TESTDATA, alone, analysis, comparison, made, real
 
 from onnxcompress.analysis import analyze
 from onnxcompress.page import SECTIONS, page
 from onnxcompress.page.analyses import analyses_page
 from onnxcompress.page.charts import Axis, best, grouped
+from onnxcompress.page.sensitivities import sensitivities_page
 from onnxcompress.pipeline import compress
 from onnxcompress.report import Report
 
@@ -63,6 +64,7 @@ RUNS = {
 }
 PAGES = RUNS | {
     "an analysis": lambda: analyses_page([analyze(TESTDATA / "lenet5_digits.onnx", target="avx2")]),
+    "sensitivity": lambda: sensitivities_page([(HOSTILE, alone(HOSTILE)), ("b", alone(layers=1))]),
     "analyses": lambda: analyses_page([analysis(HOSTILE), analysis(nodes=1)], [HOSTILE]),
 }
 
@@ -258,6 +260,21 @@ def test_an_analysis_of_many_nodes_stays_under_the_limit_and_holds_all_in_its_ch
     assert "(2800 others)" in texts
     assert any("A column stands for 22 nodes." in text for text in texts)
     assert sum(grouped([1.0] * 3000, 140, sum)) == 3000
+
+
+def test_sensitivity_is_drawn_by_layer_and_scheme_and_listed() -> None:
+    outline = Outline(sensitivities_page([("net.onnx", alone("fc", 30))]))
+    plots = [(each["aria-label"] or "").partition(" with ")[0] for each in outline.all("svg")]
+    ranked = "Signal to noise of the outputs"
+    assert plots == [ranked, "Same predictions", "Top-1 accuracy, the change", ranked]
+    curves = [each["points"] or "" for each in outline.all("polyline")]
+    assert [len(each.split()) for each in curves] == [30, 29] * 4  # the second scheme left a layer alone
+    texts = [text for _, text in outline.texts]
+    assert texts[texts.index("loses most") + 1] == "fc19 by prune: 11.0 dB"
+    assert texts[texts.index("left alone") + 1] == "1 of 60"
+    row = texts[texts.index("fc3") - 1 :][:7]
+    assert row == ["4", "fc3", "prune", "100 B", "27.0 dB", "50.00%", "-24.70"]
+    assert "-50 B" in texts
 
 
 def test_a_run_writes_its_page(tmp_path: Path) -> None:

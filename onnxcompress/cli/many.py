@@ -15,19 +15,22 @@ from onnxcompress.errors import UsageError
 @click.argument("files", nargs=-1, required=True, metavar="A.json [B.json ...]")
 @click.option("--html", "html_file", type=Path, help="Write a page for a browser to this file.")
 def report(files: Sequence[str], html_file: Path | None) -> None:
-    """Compare runs by the files that --report wrote: in the terminal, or on a page."""
+    """Show what --report wrote, of runs side by side or of sensitivity: in the terminal, or on a page."""
     from onnxcompress.model import write_text
     from onnxcompress.page import page
-    from onnxcompress.runs import read_report, runs_table
+    from onnxcompress.page.sensitivities import sensitivities_page
+    from onnxcompress.report import sensitivity_table
+    from onnxcompress.runs import read_reports, runs_table
 
-    found = [(each, read_report(Path(each))) for each in files]
+    runs, alone = read_reports(files)
     if html_file is None:
-        terminal().print(runs_table(found))
+        for table in [runs_table(runs)] if runs else [sensitivity_table(each.rows) for _, each in alone]:
+            terminal().print(table)
         return
     if any(html_file.exists() and html_file.samefile(each) for each in files):
         raise UsageError(f"{html_file}: is read by this run too, expected another file")
-    write_text(html_file, page(found))
-    click.echo(f"{html_file}: {len(found)} runs" if len(found) > 1 else str(html_file))
+    write_text(html_file, page(runs) if runs else sensitivities_page(alone))
+    click.echo(f"{html_file}: {len(files)} reports" if len(files) > 1 else str(html_file))
 
 
 @click.command()

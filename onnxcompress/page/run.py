@@ -213,22 +213,23 @@ class Run:
     @property
     def sensitivity(self) -> Curves | None:
         """What layers lose alone, by scheme."""
-        return sensitivity_curves(self.report.mixed, self.most) if self.report.mixed else None
+        return sensitivity_curves(self.report.mixed.rows, self.most) if self.report.mixed else None
 
     @property
     def trials(self) -> list[Trial]:
         """What schemes do to layers alone."""
-        return trials(self.report.mixed)[: self.most] if self.report.mixed else []
+        mixed = self.report.mixed
+        return trials(mixed.rows, mixed.schemes)[: self.most] if mixed else []
 
     @property
     def trials_cut(self) -> str:
         """What the caption says where rows are missing."""
-        return _cut(self.most, len(self.report.mixed.rows) if self.report.mixed else 0)
+        return cut(self.most, len(self.report.mixed.rows) if self.report.mixed else 0)
 
     @property
     def errors_cut(self) -> str:
         """What the caption says where rows are missing."""
-        return _cut(self.most, sum(each.error is not None for each in self._weights))
+        return cut(self.most, sum(each.error is not None for each in self._weights))
 
     @property
     def weights(self) -> list[Spread]:
@@ -239,7 +240,7 @@ class Run:
     @property
     def weights_cut(self) -> str:
         """What the caption says where rows are missing."""
-        return _cut(self.most, len(self._weights))
+        return cut(self.most, len(self._weights))
 
     @property
     def left(self) -> list[Left]:
@@ -258,7 +259,8 @@ def _total(rows: Iterable[Row]) -> int:
     return sum(row.bytes for row in rows)
 
 
-def _cut(most: int, count: int) -> str:
+def cut(most: int, count: int) -> str:
+    """Return what a caption says where a table has the first `most` of `count` rows."""
     return f"; {most} of {count}, the rest is in the JSON report" if count > most else ""
 
 
