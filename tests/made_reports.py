@@ -17,6 +17,7 @@ from onnxcompress.report import Report, Size, Step
 from onnxcompress.trials import Mixed, Sensitivity
 from onnxcompress.trials import Row as Trial
 from onnxcompress.verify import Comparison
+from onnxcompress.zoo import Job, Outcome
 
 TESTDATA = Path(__file__).parent.parent / "testdata"
 HOSTILE = "</style></svg><script>alert(1)</script><img src=http://x.example/\"onerror=alert(1)>&'\x00\ud800"
@@ -97,6 +98,20 @@ def alone(name: str = "layer", layers: int = 4) -> Sensitivity:
         rows.append(Trial(layer, (), "prune", "pruned", 100, replace(found, snr=30.0 - number % 20)))
         rows.append(Trial(layer, (), name, name, -50, found if number else None))
     return Sensitivity("1", "hash", 1000, tuple(rows))
+
+
+def outcomes(name: str = "net", jobs: int = 4) -> list[Outcome]:
+    """Return how jobs ended whose model is called `name`: the last failed for `name`, the others are done."""
+    found = []
+    for number in range(jobs):
+        job = Job(
+            model="a.onnx", passes=f"prune(sparsity=0.{number % 9 + 1})", name=name, recipe=f"r{number}"
+        )
+        figures = {"bytes_before": 1000, "bytes_after": 100 + number, "random": 0, "snr": 20.0 + number % 7}
+        figures |= {"top1_before": 0.9, "top1_after": 0.8 + number % 5 / 100, "latency_ratio": 0.5}
+        found.append(Outcome(job=job, status="done", seconds=2.5, figures=figures, resumed=number == 1))
+    found[-1] = replace(found[-1], status="failed", figures={}, message=name)
+    return found
 
 
 def analysis(name: str = "node", nodes: int = 3) -> Analysis:

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import chromium
 import pytest
-from made_reports import HOSTILE, TESTDATA, alone, analysis, made, real
+from made_reports import HOSTILE, TESTDATA, alone, analysis, made, outcomes, real
 
 from onnxcompress.analysis import analyze
 from onnxcompress.page import SECTIONS, page
 from onnxcompress.page.analyses import analyses_page
 from onnxcompress.page.sensitivities import sensitivities_page
+from onnxcompress.zoo.page import zoo_page
 
 pytestmark = pytest.mark.skipif(
     chromium.executable() is None, reason="no Chromium: put chromium in the path or its path in $CHROMIUM"
@@ -64,6 +65,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "hostile": page([(HOSTILE, made(HOSTILE))]),
         "analysis": analyses_page([analyze(TESTDATA / "residual_digits.onnx", target="avx2", measure=True)]),
         "sensitivity": sensitivities_page([("net", alone("layer", 40)), (long, alone(HOSTILE))]),
+        "zoo": zoo_page(outcomes("a/long/name/of/a/model/in/a/folder" * 4, 30)),
         "analyses": analyses_page([analysis(HOSTILE), analysis(long, 400)], [long]),
     }
     for name, text in texts.items():
@@ -71,7 +73,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: folder / f"{name}.html" for name in texts}
 
 
-@pytest.mark.parametrize("name", ["run", "runs", "hostile", "analysis", "analyses", "sensitivity"])
+@pytest.mark.parametrize("name", ["run", "runs", "hostile", "analysis", "analyses", "sensitivity", "zoo"])
 @pytest.mark.parametrize("width", [390, 1280])
 def test_a_page_fits_its_window_in_silence(
     tab: chromium.Page, pages: dict[str, Path], name: str, width: int

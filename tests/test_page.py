@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from made_reports import HOSTILE, TESTDATA, alone, analysis, comparison, made, real
+from made_reports import HOSTILE, TESTDATA, alone, analysis, comparison, made, outcomes, real
 
 from onnxcompress.analysis import analyze
 from onnxcompress.page import SECTIONS, page
@@ -17,6 +17,7 @@ from onnxcompress.page.charts import Axis, best, grouped
 from onnxcompress.page.sensitivities import sensitivities_page
 from onnxcompress.pipeline import compress
 from onnxcompress.report import Report
+from onnxcompress.zoo.page import zoo_page
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 
@@ -65,6 +66,8 @@ RUNS = {
 PAGES = RUNS | {
     "an analysis": lambda: analyses_page([analyze(TESTDATA / "lenet5_digits.onnx", target="avx2")]),
     "sensitivity": lambda: sensitivities_page([(HOSTILE, alone(HOSTILE)), ("b", alone(layers=1))]),
+    "a zoo": lambda: zoo_page(outcomes("a & b/# <c>".replace("<c>", "'c' %"), 20)),
+    "a zoo in which nothing is done": lambda: zoo_page(outcomes(jobs=1)),
     "analyses": lambda: analyses_page([analysis(HOSTILE), analysis(nodes=1)], [HOSTILE]),
 }
 
@@ -97,7 +100,10 @@ def test_ids_are_unique_and_references_lead_somewhere(outline: Outline) -> None:
             assert attributes.get(name, ids[0]) in ids
     links = [attributes["href"] or "" for attributes in outline.all("a")]
     assert links
-    assert all(link.startswith("#") and link[1:] in ids for link in links)
+    inside = [link for link in links if link.startswith("#")]
+    assert inside[0] == "#main"
+    assert all(link[1:] in ids for link in inside)
+    assert all(":" not in link and not link.startswith("/") for link in links)  # a file beside this one
 
 
 def test_nothing_comes_from_elsewhere_and_no_script_runs(outline: Outline) -> None:
@@ -275,6 +281,46 @@ def test_sensitivity_is_drawn_by_layer_and_scheme_and_listed() -> None:
     row = texts[texts.index("fc3") - 1 :][:7]
     assert row == ["4", "fc3", "prune", "100 B", "27.0 dB", "50.00%", "-24.70"]
     assert "-50 B" in texts
+
+
+def test_a_zoo_has_a_line_for_each_job_and_tells_why_some_failed() -> None:
+    outline = Outline(zoo_page(outcomes("a & b#", 4)))
+    links = [each["href"] for each in outline.all("a") if not (each["href"] or "").startswith("#")]
+    assert links == [f"a%20%26%20b%23/r{number}.html" for number in range(3)]
+    texts = [text for _, text in outline.texts]
+    assert texts[texts.index("r1") :][:6] == [
+        "r1",
+        "done, before",
+        "101 B",
+        "0.101x",
+        "90.00% -> 81.00%",
+        "21.0 dB",
+    ]
+    missed = texts[texts.index("Jobs that made nothing, and why") :]
+    assert missed[5:9] == ["4", "a & b#/r3", "failed", "a & b#"]
+    assert missed[missed.index("r2") + 1] == "prune(sparsity=0.3)"
+
+
+def test_a_zoo_is_plotted_over_what_is_left_of_the_size_where_two_jobs_tell_it() -> None:
+    plots = [each["aria-label"] or "" for each in Outline(zoo_page(outcomes(jobs=4))).all("svg")]
+    assert [each.partition(" of the 3 jobs")[0] for each in plots] == [
+        "Size and change of top-1 accuracy",
+        "Size and signal to noise",
+        "Size and latency",
+    ]
+    assert [each.partition("smallest on no. ")[2] for each in plots] == ["1, 2, 3.", "1, 2, 3.", "1."]
+    alone = Outline(zoo_page(outcomes(jobs=2)))
+    assert not alone.all("svg")
+    assert any("so there is no plot" in text for _, text in alone.texts)
+
+
+def test_a_zoo_of_many_jobs_stays_under_the_limit_and_says_what_is_left_out() -> None:
+    found = outcomes("a/long/name/of/a/model/in/a/folder", 3000)
+    failed = [replace(each, status="failed", figures={}, message="word " * 200) for each in found]
+    text = zoo_page([*found, *failed])
+    assert len(text.encode()) < 1_500_000
+    assert "1000 of 6000, the rest is in summary.csv" in text
+    assert "1000 of 3001, the rest is in summary.csv" in text
 
 
 def test_a_run_writes_its_page(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from onnxcompress.cli.terminal import fail, terminal
+from onnxcompress.cli.terminal import fail, say_notes, terminal
 from onnxcompress.errors import UsageError
 
 
@@ -54,9 +54,10 @@ def zoo(
     """Compress many models by many recipes, as a manifest says (docs/zoo.md)."""
     from onnxcompress.zoo import compress_many
     from onnxcompress.zoo.engines import open_engine
+    from onnxcompress.zoo.figures import tally
     from onnxcompress.zoo.jobs import check_done
     from onnxcompress.zoo.manifest import read_manifest
-    from onnxcompress.zoo.summary import tally, write_summary
+    from onnxcompress.zoo.summary import write_summary
     from onnxcompress.zoo.watch import watching
 
     wanted = read_manifest(manifest, out)
@@ -65,6 +66,6 @@ def zoo(
             outcomes = compress_many(wanted.jobs, executor, out=wanted.out, resume=resume, watch=watch)
     except KeyboardInterrupt:
         fail("interrupted; --resume goes on with what isn't finished", 130)
-    write_summary(outcomes, wanted.out)
+    say_notes(write_summary(outcomes, wanted.out))
     click.echo(f"{wanted.out / 'summary.md'}: {tally(outcomes)}")
     check_done(outcomes)

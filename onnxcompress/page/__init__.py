@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
@@ -62,11 +63,18 @@ def render(template: str, title: str, content: Mapping[str, object]) -> str:
 def page_template(name: str = "frame.html.jinja") -> jinja2.Template:
     """Return the template in the file `name` of this folder; UsageError where jinja2 is not installed."""
     try:
-        import jinja2
+        import jinja2  # noqa: F401
     except ImportError as error:
         raise UsageError(
             "html: jinja2 is not installed, expected pip install onnxcompress[report]"
         ) from error
+    return _environment().get_template(name)
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    import jinja2
+
     environment = jinja2.Environment(
         autoescape=True,
         trim_blocks=True,
@@ -78,7 +86,7 @@ def page_template(name: str = "frame.html.jinja") -> jinja2.Template:
     )
     environment.filters |= {"bytes": count_bytes, "likeness": likeness, "did": _did}
     environment.globals |= {"SECTIONS": SECTIONS, "SHOWN_NAMES": NAMES}
-    return environment.get_template(name)
+    return environment
 
 
 def _did(step: Step) -> str:

@@ -64,22 +64,27 @@ class Axis(NamedTuple):
 
 
 def scatter(points: Sequence[Point], across: Axis, up: Axis, summary: str) -> str:
-    """Return a scatter plot; the best points are filled and joined by a line, close ones share a label."""
+    """Return a scatter plot; the best points are filled and joined by a line, close ones share a label.
+
+    Points without a label are dots.
+    """
     drawing = _plot(across, up, summary)
     best = sorted((point for point in points if point.best), key=lambda point: point.x)
     if len(best) > 1:
         path = _path(_place(across, up, point.x, point.y) for point in best)
         _add(drawing, "polyline", {"class": "front", "points": path})
+    dots = [_place(across, up, point.x, point.y) for point in points if not point.label]
+    path = "".join(dict.fromkeys(f"M{_f(x)} {_f(y)}h0" for x, y in dots))
+    _add(drawing, "path", {"class": "dots", "d": path})
     labels: list[tuple[float, float, list[str]]] = []
-    for point in sorted(points, key=lambda point: point.best):  # the best are drawn last, above the others
+    named = (point for point in points if point.label)
+    for point in sorted(named, key=lambda point: point.best):  # the best are drawn last, above the others
         x, y = _place(across, up, point.x, point.y)
         _add(
             drawing,
             "circle",
             {"class": "best" if point.best else "point", "cx": _f(x), "cy": _f(y), "r": "5"},
         )
-        if not point.label:
-            continue
         near = [texts for left, top, texts in labels if abs(left - x) < NEAR and abs(top - y) < NEAR]
         if near:
             near[0].append(point.label)
@@ -233,9 +238,9 @@ def _text(drawing: ElementTree.Element) -> str:
 
 def best(points: Iterable[tuple[float, float]]) -> list[bool]:
     """Return which of `points` no other one beats, less being better in both numbers."""
-    given = list(points)
-    return [not any(_beats(other, each) for other in given) for each in given]
-
-
-def _beats(other: tuple[float, float], each: tuple[float, float]) -> bool:
-    return other != each and other[0] <= each[0] and other[1] <= each[1]
+    given, front, least = list(points), set(), math.inf
+    for x, y in sorted(given):
+        if y < least or (x, y) in front:
+            front.add((x, y))
+            least = y
+    return [each in front for each in given]
