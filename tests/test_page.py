@@ -8,6 +8,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from made_reports import HOSTILE, TESTDATA, alone, analysis, comparison, made, outcomes, real
 
 from onnxcompress.analysis import analyze
@@ -222,6 +224,15 @@ def test_points_that_another_beats_in_both_are_not_best() -> None:
     assert best([(1, 5), (2, 5), (2, 1), (3, 0), (3, 2), (1, 5)]) == [True, False, True, True, False, True]
 
 
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5))))
+def test_points_are_best_where_no_other_is_as_good_in_both(points: list[tuple[int, int]]) -> None:
+    wanted = [
+        not any(other != each and other[0] <= each[0] and other[1] <= each[1] for other in points)
+        for each in points
+    ]
+    assert best(points) == wanted
+
+
 @pytest.mark.parametrize("values", [[5.0], [0.0, 0.0], [1e-7, 2e-7], [12.06, 99.16], [1e9, 3e9]])
 def test_an_axis_holds_its_values_with_a_few_round_ticks(values: list[float]) -> None:
     for axis in (Axis.around("", values), Axis.around("", values, zero=True)):
@@ -241,6 +252,9 @@ def test_an_analysis_shows_figures_charts_energy_and_memory() -> None:
     captions = [text for tag, text in outline.texts if tag == "figcaption"]
     assert "most, 74.5%, at /conv2/Conv" in captions[1]
     assert "537,000" in texts
+    assert len(outline.all("polyline")) == 1  # the file's order is the best one
+    two = Outline(analyses_page([analysis()]))
+    assert len(two.all("polyline")) == 2
     assert f"{max(found.memory.live):,}" in texts
     energies = texts[texts.index("Energy of one inference, 3.16 uJ in all") :]
     assert {"Conv gemm", "Gemm gemv", "MaxPool"} <= set(energies)

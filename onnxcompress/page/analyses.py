@@ -74,8 +74,11 @@ class Model:
 
     @property
     def figures(self) -> list[tuple[str, str, str]]:
-        """The figures of the whole model."""
-        return list(figures(self.analysis))
+        """The figures of the whole model, each with a name."""
+        found: list[tuple[str, str, str]] = []
+        for what, value, remark in figures(self.analysis):
+            found.append((what or found[-1][0], value, remark))
+        return found
 
     @property
     def cells(self) -> list[str]:
@@ -187,7 +190,7 @@ def analyses_page(analyses: Sequence[Analysis], told: Sequence[str] = ()) -> str
         "heads": ["model", *(f"#{head}" for head in MODEL_HEADS)],
         "told": told,
     }
-    return render("analyses.html.jinja", f"What {title} costs", content)
+    return render("analyses.html.jinja", f"Cost of {title}", content)
 
 
 def _steps(values: Sequence[float]) -> Iterator[tuple[float, float]]:
