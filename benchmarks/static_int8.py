@@ -3,10 +3,10 @@
     python benchmarks/static_int8.py MODEL [--images FOLDER] [--preprocess imagenet] [--samples 100]
 
 Both sides read the same calibration arrays, sample by sample from one file, and write U8S8 models, per
-channel, QDQ. Each is a whole process, from start to file written: CPU time and peak memory are those the
-system reports. The two models are then run in turns on other samples for latency, and beside float32 for
-the error. What it takes is also given as a share of what onnxruntime takes to load the model and run it on
-the calibration samples; ours may be timed alone, with ``--alone``.
+channel, QDQ. Each is a whole process, from start to file written: CPU time, time and peak memory, of several
+rounds, in which all sides take turns, the least. Shares are those of what onnxruntime takes to load the model
+and run it on the calibration samples. The two models are then run in turns on other samples for latency, and
+beside float32 for the error; ours may be timed alone, with ``--alone``.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,7 @@ def main() -> None:
         "--samples", type=int, default=100, help="how many to calibrate on, and to compare on"
     )
     parser.add_argument("--calibrators", default=",".join(CALIBRATORS))
+    parser.add_argument("--rounds", type=int, default=1, help="how often each side runs; the least counts")
     parser.add_argument("--threads", type=int, default=1, help="threads when latency is compared")
     parser.add_argument("--alone", action="store_true", help="no comparison with onnxruntime.quantization")
     parser.add_argument("--options", default="", help="more options of quant, such as equalize=false")
@@ -43,29 +45,38 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         samples = [json.dumps(vars(given)), folder]
         child("make", *samples)
-        runs = child("infer", given.model, folder)
-        print(f"{given.samples} inferences: {runs[0]:.2f} s CPU, {runs[1]:.0f} MB peak", flush=True)
         for calibrator in given.calibrators.split(","):
-            sides = {"onnxcompress": child("ours", given.model, folder, calibrator, given.options)}
+            sides = {
+                "inferences": ("infer", given.model, folder),
+                "onnxcompress": ("ours", given.model, folder, calibrator, given.options),
+            }
             if calibrator in CALIBRATORS and not given.alone:
-                sides["onnxruntime"] = child("theirs", given.model, folder, calibrator)
-            print(f"{Path(given.model).stem}, {calibrator}")
-            for name, (seconds, megabytes) in sides.items():
-                shares = f"{seconds / runs[0]:5.2f} and {megabytes / runs[1]:5.2f} of the inferences'"
-                print(f"  {name:13s} {seconds:6.2f} s CPU  {megabytes:6.0f} MB peak, {shares}", flush=True)
-            if len(sides) == 2:
+                sides["onnxruntime"] = ("theirs", given.model, folder, calibrator)
+            rounds = [[child(*each) for each in sides.values()] for _ in range(given.rounds)]
+            least = [[min(each) for each in zip(*runs, strict=True)] for runs in zip(*rounds, strict=True)]
+            print(f"{Path(given.model).stem}, {calibrator}, beside {given.samples} inferences")
+            for name, (seconds, lasted, megabytes) in zip(sides, least, strict=True):
+                print(
+                    f"  {name:13s} {seconds:6.2f} s CPU ({seconds / least[0][0]:.2f})"
+                    f"  {lasted:6.2f} s in all ({lasted / least[0][1]:.2f})"
+                    f"  {megabytes:6.0f} MB peak ({megabytes / least[0][2]:.2f})",
+                    flush=True,
+                )
+            if len(sides) == 3:
                 child("compare", given.model, folder, str(given.threads))
 
 
-def child(role: str, *arguments: str) -> tuple[float, float]:
-    """Run one of CHILDREN in a new process; return its CPU seconds and its peak memory in megabytes."""
+def child(role: str, *arguments: str) -> tuple[float, float, float]:
+    """Run one of CHILDREN in a new process; return its seconds of CPU, those it took, and peak megabytes."""
     code = f"import runpy, sys; runpy.run_path({__file__!r})['CHILDREN'][{role!r}](*sys.argv[1:])"
+    started = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-c", code, *arguments])
     _, status, usage = os.wait4(process.pid, 0)
+    lasted = time.perf_counter() - started
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{role}: ended with {process.returncode}")
-    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+    return usage.ru_utime + usage.ru_stime, lasted, usage.ru_maxrss / 1024
 
 
 def make(options: str, folder: str) -> None:

@@ -70,6 +70,13 @@ class Runtime(Protocol):
         """Return this runtime for many runs with other work in between: idle threads sleep where they can."""
         ...
 
+    def abreast(self) -> tuple[Self, int]:
+        """Return this runtime, patient and for runs in several threads of the caller at a time, and how many.
+
+        Of many runs each with a part of the threads takes less time than one after the other with them all.
+        """
+        ...
+
     def prepare(self, model: ir.Model | Path, outputs: Sequence[str] | None = None) -> Runnable:
         """Return `model`, or the model in the file `model`, ready to run.
 

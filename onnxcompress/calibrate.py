@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,8 +13,8 @@ from onnxcompress.base import Runtime
 from onnxcompress.edit import Edit
 from onnxcompress.errors import CompressError, UsageError
 from onnxcompress.histogram import Histogram, entropy_range, error_range, percentile_range
-from onnxcompress.layers import constant
 from onnxcompress.model import clone
+from onnxcompress.observing import by_name, never_negative, pooled, reduced, watched
 
 if TYPE_CHECKING:
     from onnxcompress.data import Data
@@ -22,18 +22,6 @@ if TYPE_CHECKING:
 _BY_ENDS = ("min-max", "average")
 METHODS = (*_BY_ENDS, "percentile", "entropy", "mse")
 Range = tuple[float, float]
-_NEVER_NEGATIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax", "Softplus", "Exp", "Abs", "Sqrt")
-_MOVES = (
-    "MaxPool",
-    "Concat",
-    "Reshape",
-    "Flatten",
-    "Transpose",
-    "Squeeze",
-    "Unsqueeze",
-    "Identity",
-    "GlobalAveragePool",
-)
 
 
 @dataclass
@@ -70,16 +58,15 @@ def calibrate(
     """
     observed = clone(model)
     edit = Edit(observed)
-    values = {value.name or "": value for value in [*observed.graph.inputs, *_made(observed.graph)]}
-    tops = {name: _pooled(edit, values[name], "Max") for name in maxima}
-    levels = {name: _pooled(edit, values[name], "Average") for name in means}
+    known = by_name(observed.graph)
+    tops = {name: pooled(edit, known[name], "Max") for name in maxima}
+    levels = {name: pooled(edit, known[name], "Average") for name in means}
     images = {name for name, output in {**tops, **levels}.items() if output != name}
-    watched = _Ends(edit, [values[name] for name in names]) if method in _BY_ENDS else _Spreads(names)
-    outputs = list(dict.fromkeys([*watched.outputs, *tops.values(), *levels.values()]))
-    runnable = runtime.prepare(observed, outputs=outputs)
+    ends = method in _BY_ENDS
+    spans = _Ends(edit, [known[name] for name in names]) if ends else _Spreads(names)
+    outputs = list(dict.fromkeys([*spans.outputs, *tops.values(), *levels.values()]))
     found, runs = Statistics({}, {}, {}), 0
-    for runs, feed in enumerate(data, 1):
-        arrays = runnable.run(feed)
+    for runs, arrays in enumerate(watched(observed, outputs, data, runtime, apart=not ends), 1):
         for name, output in tops.items():
             found.maxima[name] = np.maximum(
                 found.maxima.get(name, 0.0), _rows(arrays[output], name in images).max(axis=0)
@@ -89,13 +76,13 @@ def calibrate(
             if not np.isfinite(mean).all():
                 raise CompressError(_endless(name))
             found.means[name] = found.means.get(name, 0.0) + mean
-        watched.add(arrays)
+        spans.add(arrays)
         if progress:
             progress(runs, data.count, "calibrating")
     if not runs:
         raise UsageError("calibration: there are no data, expected at least one sample")
     found.means = {name: total / runs for name, total in found.means.items()}
-    found.ranges = watched.ranges(method, percentile)
+    found.ranges = spans.ranges(method, percentile)
     return found
 
 
@@ -124,13 +111,13 @@ class _Spreads:
 
 
 class _Ends:
-    """The lowest and highest number of each of `values` in each run, or zero; only those leave the engine."""
+    """The lowest and highest number of each of `values` in each run, or zero."""
 
     def __init__(self, edit: Edit, values: Sequence[ir.Value]) -> None:
         self._names = [value.name or "" for value in values]
         signed = [value for value in values if not never_negative(value)]
-        self._highest = {value.name or "": _reduced(edit, value, "ReduceMax") for value in values}
-        self._lowest = {value.name or "": _reduced(edit, value, "ReduceMin") for value in signed}
+        self._highest = {value.name or "": reduced(edit, value, "ReduceMax") for value in values}
+        self._lowest = {value.name or "": reduced(edit, value, "ReduceMin") for value in signed}
         self.outputs: Sequence[str] = [*self._highest.values(), *self._lowest.values()]
         self._most, self._sum = np.zeros((2, len(self.outputs)))
         self._runs = 0
@@ -154,23 +141,6 @@ class _Ends:
         }
 
 
-def is_image(value: ir.Value) -> bool:
-    """Return whether channels of `value` lie along its second axis: a convolution reads it, maybe padded."""
-    return any(
-        node.op_type == "Conv" or (node.op_type == "Pad" and is_image(node.outputs[0]))
-        for node in value.consumers()
-    )
-
-
-def _pooled(edit: Edit, value: ir.Value, kind: str) -> str:
-    """Return the name of `value`, or that of its channels pooled to one number each where it is an image."""
-    if not is_image(value):
-        return value.name or ""
-    pool = edit.node(f"Global{kind}Pool", [value], f"{value.name}_{kind}")
-    edit.model.graph.append(pool)
-    return pool.outputs[0].name or ""
-
-
 def _rows(array: np.ndarray, image: bool) -> np.ndarray:
     """Return `array`, a pooled image [samples, channels, 1, ...] or [..., channels], as [any, channels]."""
     return array.reshape(array.shape[:2]) if image else array.reshape(-1, array.shape[-1])
@@ -178,40 +148,3 @@ def _rows(array: np.ndarray, image: bool) -> np.ndarray:
 
 def _endless(name: str) -> str:
     return f"calibration: {name} holds NaN or infinity on the calibration data, expected finite numbers"
-
-
-def _made(graph: ir.Graph) -> Iterator[ir.Value]:
-    for node in graph:
-        yield from node.outputs
-
-
-def _reduced(edit: Edit, value: ir.Value, op: str) -> str:
-    """Add nodes that reduce `value` to one number by `op`; return that number's name.
-
-    GlobalMaxPool goes first where it can: onnxruntime computes it in the layout its convolutions leave.
-    """
-    graph = edit.model.graph
-    last = value
-    if op == "ReduceMax" and value.shape is not None and len(value.shape) == 4:
-        pool = edit.node("GlobalMaxPool", [last], f"{value.name}_maxima")
-        graph.append(pool)
-        last = pool.outputs[0]
-    node = edit.node(op, [last], f"{value.name}_{op}", {"keepdims": 0})
-    graph.append(node)
-    name = node.outputs[0].name
-    assert name is not None
-    return name
-
-
-def never_negative(value: ir.Value) -> bool:
-    """Return whether the operators that make `value` leave no number below zero."""
-    node = value.producer()
-    if node is None or node.domain not in ("", "ai.onnx"):
-        return False
-    if node.op_type == "Clip":
-        tensor = constant(node.inputs[1]) if len(node.inputs) > 1 else None
-        return tensor is not None and bool((tensor.numpy() >= 0).all())
-    if node.op_type in _MOVES:
-        places = None if node.op_type == "Concat" else 1
-        return all(each is not None and never_negative(each) for each in node.inputs[:places])
-    return node.op_type in _NEVER_NEGATIVE

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import onnx_ir as ir
 
-from onnxcompress.calibrate import is_image
 from onnxcompress.channels.comparison import comparison
 from onnxcompress.channels.fitting import Weights
 from onnxcompress.edit import Edit
@@ -22,6 +21,7 @@ from onnxcompress.geometry import spatial, window
 from onnxcompress.layers import LINEAR, Layer, constant
 from onnxcompress.linear import linear
 from onnxcompress.model import clone
+from onnxcompress.observing import is_image
 from onnxcompress.quantize import FULL, to_int8
 from onnxcompress.windows import Windows
 

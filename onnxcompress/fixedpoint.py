@@ -8,9 +8,10 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from onnxcompress.calibrate import Range, never_negative
+from onnxcompress.calibrate import Range
 from onnxcompress.edit import Edit
 from onnxcompress.layers import Layer
+from onnxcompress.observing import never_negative
 from onnxcompress.schemes import fixed_exponent
 
 _FLOAT = ir.DataType.FLOAT

@@ -21,8 +21,6 @@ class Histogram:
     def __init__(self) -> None:
         self.counts = np.zeros(2 * BINS, np.int64)
         self._exponent = _START
-        self._scaled = np.empty(_CHUNK, np.float32)
-        self._bins = np.empty(_CHUNK, np.intp)
 
     @property
     def width(self) -> float:
@@ -40,9 +38,11 @@ class Histogram:
         self._widen(frexp(largest)[1] if largest else _START)
         factor = np.float32(1 / self.width)
         flat = values.reshape(-1)
+        most = min(flat.size, _CHUNK)
+        floats, integers = np.empty(most, np.float32), np.empty(most, np.intp)
         for start in range(0, flat.size, _CHUNK):
             part = flat[start : start + _CHUNK]
-            scaled, bins = self._scaled[: part.size], self._bins[: part.size]
+            scaled, bins = floats[: part.size], integers[: part.size]
             np.multiply(part, factor, out=scaled)
             if low < 0:
                 np.floor(scaled, out=scaled)

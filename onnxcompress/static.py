@@ -128,7 +128,7 @@ class Static:
             model,
             names,
             context.calibration,
-            context.runtime.patient(),
+            context.runtime,
             self.calibrator,
             percentile=self.percentile,
             maxima=[each.value.name or "" for each in spread],

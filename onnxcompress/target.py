@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from collections.abc import Iterable
@@ -127,6 +128,11 @@ def kind(machine: str, features: Iterable[str]) -> str:
         return "cpu"
     sums = words & {"avx512vnni", "avxvnni", "amxint8"}
     return ("avx512" if "avx512f" in words else "avx2") + ("-vnni" if sums else "")
+
+
+def processors() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def host_features() -> list[str]:

@@ -64,6 +64,10 @@ class Interpreter:
         """Return the interpreter as it is: it has no threads of its own."""
         return self
 
+    def abreast(self) -> tuple[Interpreter, int]:
+        """Return the interpreter, for one run at a time."""
+        return self, 1
+
     def prepare(self, model: ir.Model | Path, outputs: Sequence[str] | None = None) -> Interpretation:
         """Return `model` ready to run; see ``base.Runtime``."""
         model = load(model) if isinstance(model, Path) else model

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import re
 import statistics
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,8 +20,10 @@ import onnx_ir as ir
 
 from onnxcompress.errors import CompressError, UsageError
 from onnxcompress.model import SparseTensor, load, to_proto
+from onnxcompress.target import processors
 
 LARGE = 65536  # bytes from which a weight is handed over as it lies in memory
+BULK = 1 << 24  # bytes of such weights from which it is worth while to give memory back
 PLAIN = (  # the element types numpy and onnxruntime share
     ir.DataType.FLOAT,
     ir.DataType.FLOAT16,
@@ -71,22 +75,36 @@ class OnnxRuntime:
         """Return this engine without spinning and planning."""
         return replace(self, spinning=False, planning=False)
 
+    def abreast(self) -> tuple[OnnxRuntime, int]:
+        """Return the patient engine with half of the threads, for two runs at a time."""
+        threads = self.threads or processors()
+        return replace(self.patient(), threads=max(threads // 2, 1)), min(threads, 2)
+
     def prepare(self, model: ir.Model | Path, outputs: Sequence[str] | None = None) -> Session:
         """Return `model` ready to run; see ``base.Runtime``. A file is read by onnxruntime itself.
 
         Large weights of a model in memory are read where they lie, not put in a protobuf, so that it may be
         over 2 GB. Without `optimise` the session shares them with the model.
         """
+        if isinstance(model, Path) and outputs is None:
+            return Session(self._options(), str(model))
+        model = load(model) if isinstance(model, Path) else model
+        weights = {name: tensor for name, tensor in _tensors(model.graph) if _is_large(tensor)}
+        session = self._session(model, weights, outputs)
+        _give_back(weights)
+        return session
+
+    def _session(
+        self, model: ir.Model, weights: Mapping[str, ir.TensorProtocol], outputs: Sequence[str] | None
+    ) -> Session:
+        """Return `model` loaded, its large `weights` handed over apart."""
         import onnxruntime
 
         options = self._options()
-        if isinstance(model, Path) and outputs is None:
-            return Session(options, str(model))
-        model = load(model) if isinstance(model, Path) else model
-        weights = {name: tensor for name, tensor in _tensors(model.graph) if _is_large(tensor)}
         arrays = {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in weights.items()}
         values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
         options.add_external_initializers(list(arrays), values)  # copied while the session is made
+        _give_back(weights)
         if self.optimise:
             return Session(options, serialised(model, weights, outputs))
         for name, value in zip(arrays, values, strict=True):
@@ -181,6 +199,14 @@ def _is_large(tensor: ir.TensorProtocol) -> bool:
     A small one may be wanted for shape inference, which looks into the protobuf.
     """
     return not isinstance(tensor, SparseTensor) and tensor.dtype in PLAIN and tensor.nbytes >= LARGE
+
+
+def _give_back(weights: Mapping[str, ir.TensorProtocol]) -> None:
+    """Return memory that was freed but kept to the system, where `weights`, which are copied, are large."""
+    if sys.platform == "linux" and sum(tensor.nbytes for tensor in weights.values()) >= BULK:
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+        if trim is not None:
+            trim(0)
 
 
 def serialised(

@@ -44,6 +44,10 @@ class OpenVino:
         """Return this engine: its idle threads sleep."""
         return self
 
+    def abreast(self) -> tuple[OpenVino, int]:
+        """Return this engine, for one run at a time."""
+        return self, 1
+
     def prepare(self, model: ir.Model | Path, outputs: Sequence[str] | None = None) -> Compiled:
         """Return `model` ready to run; see ``base.Runtime``. Functions, which it has none of, are inlined."""
         import openvino

@@ -7,11 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from onnxcompress.calibrate import METHODS, calibrate, never_negative
+from onnxcompress.calibrate import METHODS, calibrate
 from onnxcompress.data import Data, load_data
 from onnxcompress.errors import CompressError, UsageError
 from onnxcompress.histogram import BINS, Histogram, entropy_range, error_range, percentile_range
 from onnxcompress.model import clone
+from onnxcompress.observing import never_negative
 from onnxcompress.runtimes.interpreter import Interpreter
 from onnxcompress.runtimes.onnxruntime import OnnxRuntime
 

@@ -67,6 +67,9 @@ class Engine:
     def make(cls, *, threads: int = 0, frugal: bool = False) -> "Engine":
         return cls(threads)
 
+    def abreast(self) -> tuple["Engine", int]:
+        return self, 1
+
     def patient(self) -> "Engine":
         return self
 

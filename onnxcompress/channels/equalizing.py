@@ -19,7 +19,7 @@ from onnxcompress.channels.find import Channels, find
 from onnxcompress.channels.flow import Ride
 from onnxcompress.channels.labels import varying
 from onnxcompress.channels.records import name_of
-from onnxcompress.channels.score import collect, norms, score_activations
+from onnxcompress.channels.score import collect, largest_activations, norms
 from onnxcompress.layers import constant, put_constant
 from onnxcompress.model import lazy
 
@@ -84,7 +84,7 @@ def _held(channels: Channels, context: Context) -> np.ndarray:
         made = [(each, norms(channels, each, "largest")) for each in rides if each.role == "out"]
         return collect(channels, made, "max")
     data = context.calibration.take(SAMPLES)
-    return score_activations(channels, data, context.runtime.patient(), "largest", "max")
+    return largest_activations(channels, data, context.runtime)
 
 
 def _factors(channels: Channels, held: np.ndarray) -> np.ndarray:

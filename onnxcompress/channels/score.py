@@ -11,7 +11,10 @@ from onnxcompress.base import Runtime
 from onnxcompress.channels.elimination import eliminate
 from onnxcompress.channels.find import Channels
 from onnxcompress.channels.flow import Ride
+from onnxcompress.edit import Edit
 from onnxcompress.layers import finite
+from onnxcompress.model import clone
+from onnxcompress.observing import by_name, pooled, watched
 
 SCORES = ("l1", "l2", "batchnorm", "random", "activation", "energy", "residual")
 REDUCTIONS = ("mean", "max", "sum")
@@ -45,11 +48,10 @@ def score_activations(
 ) -> np.ndarray:
     """Return for each unit what its channels carry where layers read them, float64 [units].
 
-    "activation" is the mean magnitude, "largest" the largest; "energy" the mean square times the squared norm
-    of the weights that read it: how much the outputs of the readers would change; "residual" the share of the
-    readers' variance that the channels left can't make up for, when they go one by one. Where more than
-    MOST_TOGETHER channels are read together it is taken for each as if all others stayed. Source: Luo et al.,
-    ThiNet, ICCV 2017.
+    "activation" is the mean magnitude; "energy" the mean square times the squared norm of the weights that
+    read it: how much the outputs of the readers would change; "residual" the share of the readers' variance
+    that the channels left can't make up for, when they go one by one. Where more than MOST_TOGETHER channels
+    are read together it is taken for each as if all others stayed. Source: Luo et al., ThiNet, ICCV 2017.
     """
     names = {ride: name for ride in channels.flow.rides.values() if (name := _feeds(ride)) is not None}
     if not names:
@@ -74,6 +76,27 @@ def score_activations(
         weights = 1.0 if kind != "energy" else norms(channels, ride, "l2").reshape(-1) ** 2
         found.append((ride, (carried * weights).reshape(ride.labels.shape)))
     return np.asarray(np.nan_to_num(collect(channels, found, reduce)))
+
+
+def largest_activations(channels: Channels, data: Feeds, runtime: Runtime) -> np.ndarray:
+    """Return for each unit the largest magnitude its channels have where layers read them, float64 [units].
+
+    Relative to the mean of those of the same activation.
+    """
+    names = {ride: name for ride in channels.flow.rides.values() if (name := _feeds(ride)) is not None}
+    if not names:
+        return np.zeros(channels.units.count)
+    observed = clone(channels.model)
+    edit, known = Edit(observed), by_name(observed.graph)
+    outputs = {name: pooled(edit, known[name], "Magnitude") for name in dict.fromkeys(names.values())}
+    axes = {name: _axis(channels, name) for name in outputs}
+    most: dict[str, np.ndarray | float] = dict.fromkeys(outputs, 0.0)
+    for arrays in watched(observed, list(outputs.values()), data, runtime):
+        for name, output in outputs.items():
+            rows = np.moveaxis(np.abs(arrays[output]), axes[name], -1)
+            most[name] = np.maximum(most[name], rows.reshape(-1, rows.shape[-1]).max(axis=0, initial=0))
+    found = [(ride, np.reshape(most[name], ride.labels.shape)) for ride, name in names.items()]
+    return np.asarray(np.nan_to_num(collect(channels, found, "max")))
 
 
 def _residuals(channels: Channels, rides: Sequence[Ride], moments: _Moments) -> np.ndarray:
@@ -109,16 +132,14 @@ class _Moments:
 
     def __init__(self, size: int, together: bool) -> None:
         self.count = 0
-        self.sum, self.magnitude, self.square, self.most = np.zeros((4, size))
+        self.sum, self.magnitude, self.square = np.zeros((3, size))
         self.products = np.zeros((size, size)) if together else None
 
     def add(self, values: np.ndarray) -> None:
         """Take in `values` [any number, size]."""
         self.count += len(values)
         self.sum += values.sum(axis=0, dtype=np.float64)
-        magnitudes = np.abs(values)
-        self.magnitude += magnitudes.sum(axis=0, dtype=np.float64)
-        self.most = np.maximum(self.most, magnitudes.max(axis=0, initial=0))
+        self.magnitude += np.abs(values).sum(axis=0, dtype=np.float64)
         self.square += np.einsum("nc,nc->c", values, values, dtype=np.float64)
         if self.products is not None:
             self.products += values.T @ values
@@ -126,10 +147,6 @@ class _Moments:
     def activation(self) -> np.ndarray:
         """Return the mean magnitudes, [size]."""
         return np.asarray(self.magnitude / max(self.count, 1))
-
-    def largest(self) -> np.ndarray:
-        """Return the largest magnitudes, [size]."""
-        return self.most
 
     def energy(self) -> np.ndarray:
         """Return the mean squares, [size]."""

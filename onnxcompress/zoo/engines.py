@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 
 from onnxcompress.errors import UsageError
+from onnxcompress.target import processors
 
 ENGINES = ("local", "dask")
 PATIENCE = 10  # seconds in which a scheduler must answer
@@ -42,11 +42,6 @@ def local(jobs: int | None = None) -> Executor:
     Its threads only watch over these processes.
     """
     return ThreadPoolExecutor(jobs or processors(), thread_name_prefix="onnxcompress")
-
-
-def processors() -> int:
-    """Return how many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
