@@ -16,7 +16,7 @@ from onnxcompress import BoundError, compress
 from onnxcompress.drop import drop
 from onnxcompress.report import count_bytes
 
-SCHEMES = "quant|cluster(bits=5, initialise=entropy)|cluster(bits=4, initialise=entropy)"
+SCHEMES = "quant|cluster(bits=8)|cluster(bits=5, initialise=entropy)|cluster(bits=4, initialise=entropy)"
 
 
 def main() -> None:

@@ -69,9 +69,10 @@ class Limit:
         """What the metric is called."""
         return self.metric if isinstance(self.metric, str) else metric_name(self.metric)
 
-    def allows(self, drop: Drop) -> bool:
-        """Return whether `drop` keeps this limit; NaN does not."""
-        return drop.bound(self.confidence) <= self.most
+    def allows(self, drop: Drop, spare: float = 0.0) -> bool:
+        """Return whether `drop` keeps this limit, with `spare` standard errors too; NaN does not."""
+        spared = drop.points + spare * (drop.error or 0.0)
+        return drop.bound(self.confidence) <= self.most and spared <= self.most
 
     def check(self, drop: Drop) -> None:
         """Raise BoundError where `drop` exceeds this limit."""

@@ -2,22 +2,24 @@
 
 Layers are ranked by what they lose alone: the power of the noise at the outputs, which adds up over layers
 as long as it is small. The choice takes the steps of least noise for a byte saved first, or for a second
-where time is bounded. How many of them is found with the whole model measured: what is counted in samples
-goes up and down by a few of them, so that no count of steps tells for sure of the larger ones.
+where time is bounded. How many of them is found with the whole model measured.
+
+Who tries many choices on the same samples finds one that is lucky on them, and loses more on others. So the
+search begins with the smallest of the schemes that keeps the bound on all layers, goes from there upwards,
+and takes more only as long as the bound holds with SPARE standard errors to spare.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from itertools import pairwise
 
 import onnx_ir as ir
 
 from onnxcompress.base import Context, Effect, Pass
 from onnxcompress.data import Data
-from onnxcompress.drop import Drop, Limit, measured, noise
+from onnxcompress.drop import Drop, Limit, measured
 from onnxcompress.errors import BoundError
 from onnxcompress.measure import Latency, latencies
 from onnxcompress.model import clone, to_proto
@@ -25,90 +27,13 @@ from onnxcompress.parts import Stopwatch
 from onnxcompress.recipe import Mix, Recipe
 from onnxcompress.registry import passes
 from onnxcompress.report import spread
-from onnxcompress.trials import Mixed, Recorded, Row, Trials, applied, only
+from onnxcompress.steps import Steps, everywhere, largest, steps
+from onnxcompress.trials import Mixed, Recorded, Trials, applied, only
 from onnxcompress.verify import compare
 
 SECONDS = 60.0  # for timing layers alone
 RANKING = 16  # samples that layers are ranked with and on; the recipe itself is given all
-COUNTS = 6  # of steps, evenly spread, that are tried before steps are tried by halves
-TRIES = 24  # choices whose loss is measured
-
-
-@dataclass(frozen=True)
-class Step:
-    """One layer from one scheme (or none) to the next: noise added, in shares of the signal, bytes saved.
-
-    Where time is bounded, `saved` are seconds.
-    """
-
-    layer: str
-    scheme: str
-    noise: float
-    saved: float
-
-
-Steps = tuple[Step, ...]
-
-
-def steps(rows: Sequence[Row], timed: bool = False) -> Steps:
-    """Return the steps from the model as it is to the smallest there is, least noise for a byte saved first.
-
-    Where layers were `timed`, to the fastest there is, least noise for a second first. A layer's steps are
-    those of the lower convex hull of its schemes, which makes the greedy order the best one for noise that
-    adds up, wherever it is cut.
-    Source: Sinha and Zoltners, The Multiple-Choice Knapsack Problem, Operations Research 27, 1979.
-    """
-    found: list[Step] = []
-    for layer in dict.fromkeys(row.layer for row in rows):
-        at = Step(layer, "", 0.0, 0.0)
-        options = [
-            Step(layer, row.scheme, noise(row.comparison.snr), (row.gained or 0.0) if timed else row.saved)
-            for row in rows
-            if row.layer == layer and row.comparison is not None
-        ]
-        while better := [each for each in options if each.saved > at.saved]:
-            best = min(better, key=lambda each: (_price(at, each), -each.saved))
-            found.append(Step(layer, best.scheme, best.noise - at.noise, best.saved - at.saved))
-            at = best
-    return tuple(sorted(found, key=lambda each: each.noise / each.saved))
-
-
-def _price(at: Step, to: Step) -> float:
-    return (to.noise - at.noise) / (to.saved - at.saved)
-
-
-def largest(steps: Steps, allows: Callable[[Steps], bool]) -> Steps:
-    """Return as many of `steps` as the bound `allows` together, the earlier ones first; () where none.
-
-    The most of COUNTS counts of steps is taken that is allowed. What comes after it is added by halves: all
-    of a half that is allowed, else its own halves, down to the steps that are refused alone, and with them
-    the later ones of the same layer. So the steps that do harm are left out wherever they are. At most TRIES
-    choices are tried.
-    """
-    tried: dict[Steps, bool] = {}
-
-    def fits(choice: Steps) -> bool:
-        if choice not in tried:
-            tried[choice] = len(tried) < TRIES and allows(choice)
-        return tried[choice]
-
-    counts = sorted({-(-len(steps) * part // COUNTS) for part in range(1, COUNTS + 1)}, reverse=True)
-    count = next((count for count in counts if fits(steps[:count])), 0)
-    taken, refused = tuple(steps[:count]), set[str]()
-    edges = [count, *(each for each in reversed(counts) if each > count)]
-    blocks = [steps[low:high] for low, high in pairwise(edges)][::-1]
-    while blocks:
-        block = tuple(each for each in blocks.pop() if each.layer not in refused)
-        if not block:
-            continue
-        if fits(taken + block):
-            taken += block
-        elif len(block) == 1:
-            refused.add(block[0].layer)
-        else:
-            middle = len(block) // 2
-            blocks += [block[middle:], block[:middle]]
-    return taken
+SPARE = 1.0  # standard errors by which a choice that was searched for must keep the bound
 
 
 def settled(scheme: Pass, model: ir.Model, context: Context) -> Pass:
@@ -146,14 +71,15 @@ class Search:
         self.mix = replace(
             self.mix, schemes=tuple(settled(each, self.given, context) for each in self.mix.schemes)
         )
-        timed = self.slowest is not None
-        watch = Stopwatch(context, SECONDS) if timed else None
+        self.timed = self.slowest is not None
+        watch = Stopwatch(context, SECONDS) if self.timed else None
         trials = Trials(self.given, context, self.samples.take(RANKING), self.mix.after, watch)
         self.rows = tuple(trials.rows(self.mix.schemes, {}))
         self.names = {unit.layers[0]: unit.layers for unit in trials.units}
-        self.steps = steps(self.rows, timed)
+        self.steps = steps(self.rows, self.timed)
         self.drops: dict[Steps, Drop] = {}
         self.latencies: dict[Steps, Latency] = {}
+        self.sizes: dict[Steps, int] = {}
 
     def run(self) -> tuple[Recipe, Mixed]:
         """Return the recipe; BoundError with the best found where none keeps the bounds.
@@ -179,10 +105,19 @@ class Search:
         return self.steps[:count]
 
     def largest(self, least: Steps) -> Steps:
-        """Return the steps that the limit, which refuses `least`, allows; BoundError where these don't do."""
+        """Return the steps that the limit, which refuses `least`, allows; BoundError where these don't do.
+
+        They never take more bytes, or time where that is bounded, than a scheme the limit allows everywhere.
+        """
         assert self.limit is not None
         confidence = self.limit.confidence
-        best = largest(self.steps, self.allows)
+        uniform = [each for each in everywhere(self.rows, self.timed).values() if self.allows(each)]
+        start = min(uniform, key=self.cost, default=())
+        more = steps(self.rows, self.timed, start)
+        self.steps = start + more
+        best = start + largest(more, lambda some: self.allows(start + some, SPARE))
+        if start:
+            best = min((start, best), key=self.cost)
         if not best or self.excess(best):
             best = least or min(self.drops, key=lambda each: self.drops[each].bound(confidence))
         try:
@@ -203,10 +138,16 @@ class Search:
             self.mix.schemes, key=lambda each: order.index(each.name) if each.name in order else len(order)
         ):
             layers = [layer for layer, text in chosen.items() if text == str(scheme)]
-            names = [name for layer in layers for name in self.names[layer]]
-            if names:
+            if layers:
+                layers += [each for each in self.untouched(scheme) if each not in chosen]
+                names = [name for layer in layers for name in self.names[layer]]
                 found.append(only(scheme, names, self.given))
         return found
+
+    def untouched(self, scheme: Pass) -> list[str]:
+        """Return the layers that `scheme` leaves alone by itself: these needn't be spelt out."""
+        rows = [row for row in self.rows if row.scheme == str(scheme)]
+        return [row.layer for row in rows if row.comparison is None and not row.saved]
 
     def recipe(self, taken: Steps) -> Recipe:
         """Return the whole recipe after the steps `taken`."""
@@ -218,9 +159,9 @@ class Search:
         assert self.context.runtime is not None
         return Recorded(self.context.runtime.prepare(clone(self.model)))
 
-    def allows(self, taken: Steps) -> bool:
-        """Return whether the limit allows so many steps."""
-        return self.limit is None or self.limit.allows(self.drop(taken))
+    def allows(self, taken: Steps, spare: float = 0.0) -> bool:
+        """Return whether the limit allows the steps `taken`, with `spare` standard errors to spare."""
+        return self.limit is None or self.limit.allows(self.drop(taken), spare)
 
     def drop(self, taken: Steps) -> Drop:
         """Return what is lost after the steps `taken`, measured on the whole model."""
@@ -260,9 +201,16 @@ class Search:
 
     def bytes(self, taken: Steps) -> int:
         """Return the bytes of the file after the steps `taken`, the recipe written into it among them."""
-        self.context.progress(0, None, f"weighing {len(taken)} of {len(self.steps)} steps")
-        model = applied([*self.passes(taken), *self.mix.after.passes], self.given, self.context)[0]
-        return int(to_proto(model).ByteSize()) + len(str(self.recipe(taken)).encode()) + _MARK
+        if taken not in self.sizes:
+            self.context.progress(0, None, f"weighing {len(taken)} of {len(self.steps)} steps")
+            model = applied([*self.passes(taken), *self.mix.after.passes], self.given, self.context)[0]
+            told = len(str(self.recipe(taken)).encode()) + _MARK
+            self.sizes[taken] = int(to_proto(model).ByteSize()) + told
+        return self.sizes[taken]
+
+    def cost(self, taken: Steps) -> float:
+        """Return the bytes after the steps `taken`, or the latency where that is bounded."""
+        return self.latency(taken).ratio if self.timed else self.bytes(taken)
 
 
 _MARK = 256  # bytes that the other things written into a file take at most

@@ -41,7 +41,7 @@ RANKS = [
     ["passes"],
     [
         *("recipe", "registry", "typed", "trials", "details", "report", "runs", "page", "cure", "check"),
-        *("mixing", "request", "pipeline", "analysis"),
+        *("steps", "mixing", "request", "pipeline", "analysis"),
     ],
     ["zoo"],
     ["cli"],
