@@ -14,6 +14,7 @@ from onnxcompress.correction import fallen, rounded_off, takes_bias
 from onnxcompress.edit import drop, substitute
 from onnxcompress.integer import Integers
 from onnxcompress.layers import Layer, constant
+from onnxcompress.linear import put_bias
 from onnxcompress.model import lazy
 from onnxcompress.offsets import has_offsets, offset
 from onnxcompress.placement import Placement
@@ -93,7 +94,7 @@ def write(
     the whole activation, which their weights have been multiplied by.
     """
     scales = _scales(integers, placement, found.ranges, form)
-    steps = _steps(spread, found.maxima, scales)
+    steps = _steps(integers, placement, spread, found.maxima, scales)
     means = {
         layer: found.means.get(value.name or "")
         for readers in weights
@@ -144,18 +145,30 @@ def _scales(
 
 
 def _steps(
-    spread: Sequence[Spread], maxima: Mapping[str, np.ndarray], scales: Mapping[ir.Value, _Scale]
+    integers: Integers,
+    placement: Placement,
+    spread: Sequence[Spread],
+    maxima: Mapping[str, np.ndarray],
+    scales: Mapping[ir.Value, _Scale],
 ) -> _Steps:
     """Return the steps of channels, in those of the whole activation, of what layers make and read.
 
-    The weights of layers that read them as floats are multiplied by them.
+    The weights of layers that read them as floats are multiplied by them, weights and biases of those that
+    make them as floats divided.
     """
     found = _Steps({}, {}, {})
     for each in spread:
         scale, name = scales[each.value], each.value.name or ""
         if name in maxima and scale.zero_point == np.iinfo(scale.zero_point.dtype).min:
             ratio = ratios(maxima[name], 255 * float(scale.scale))
-            found.made[each.maker] = ratio
+            if each.maker.node in placement.nodes:
+                found.made[each.maker] = ratio
+            else:
+                bias = each.maker.bias()
+                assert bias is not None
+                along = ratio.reshape(-1, *[1] * (len(each.maker.shape) - 1))
+                each.maker.replace_weight(partial(np.multiply, 1 / along))
+                put_bias(integers.edit, each.maker, bias / ratio)
             found.read.update(dict.fromkeys(each.readers, ratio))
             for layer in each.floats:
                 across = ratio.reshape(-1, *[1] * (len(layer.shape) - 1))

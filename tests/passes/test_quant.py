@@ -643,8 +643,9 @@ def test_channels_that_depthwise_convolutions_read_have_steps_of_their_own() -> 
     feeds = [{"x": draw.random((1, 3, 8, 8), np.float32)} for _ in range(8)]
     own, common = (noise(uneven(), feeds, per_channel=each, correct=False) for each in (True, False))
     assert np.sum(own**2) < 0.1 * np.sum(common**2)
-    floats = noise(uneven(), feeds, correct=False, weights_only="depthwise")  # it takes the steps up too
-    assert np.sum(floats**2) < 0.1 * np.sum(common**2)
+    for layer in ("first", "depthwise"):  # those that compute with floats take the steps up too
+        floats = noise(uneven(), feeds, correct=False, weights_only=layer)
+        assert np.sum(floats**2) < 2 * np.sum(own**2)
 
 
 @pytest.mark.parametrize("options", [{}, {"weights_only": ".*", "min_size": 0}])
