@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -14,13 +14,16 @@ from onnxcompress.correction import fallen, rounded_off, takes_bias
 from onnxcompress.edit import drop, substitute
 from onnxcompress.integer import Integers
 from onnxcompress.layers import Layer, constant
+from onnxcompress.linear import put_bias
 from onnxcompress.model import lazy
+from onnxcompress.offsets import has_offsets, offset
 from onnxcompress.placement import Placement
 from onnxcompress.quantize import (
     FULL,
     Activations,
     activation_scale,
     roomy,
+    to_int8,
     to_int32,
     to_integers,
     weight_scale,
@@ -91,7 +94,7 @@ def write(
     the whole activation, which their weights have been multiplied by.
     """
     scales = _scales(integers, placement, found.ranges, form)
-    steps = _steps(spread, found.maxima, scales)
+    steps = _steps(integers, placement, spread, found.maxima, scales)
     means = {
         layer: found.means.get(value.name or "")
         for readers in weights
@@ -100,8 +103,14 @@ def write(
     }
     stands = dict(_remove(node) for node in placement.bounded)
     scales = {stands.get(value, value): scale for value, scale in scales.items()}  # in the order of the graph
+    layers = {layer.node: layer for readers in weights for layer in readers}
+    offsets = {
+        value
+        for value, scale in scales.items()
+        if scale.zero_point and not form.signed and has_offsets(placement, layers, value)
+    }
     for readers in weights:
-        _weigh(integers, readers, scales, per_channel, levels, clip, steps, means)
+        _weigh(integers, readers, scales, per_channel, levels, clip, steps, means, offsets)
     for value, scale in scales.items():
         maker = value.producer()
         if constant(value) is not None:
@@ -109,7 +118,7 @@ def write(
         elif maker is not None and maker.op_type == "Pad" and maker in placement.nodes:
             _pad(integers, maker, scale)
         else:
-            _pair(integers, placement, value, scale)
+            _pair(integers, placement, value, scale, value in offsets)
     return steps.floats
 
 
@@ -136,18 +145,30 @@ def _scales(
 
 
 def _steps(
-    spread: Sequence[Spread], maxima: Mapping[str, np.ndarray], scales: Mapping[ir.Value, _Scale]
+    integers: Integers,
+    placement: Placement,
+    spread: Sequence[Spread],
+    maxima: Mapping[str, np.ndarray],
+    scales: Mapping[ir.Value, _Scale],
 ) -> _Steps:
     """Return the steps of channels, in those of the whole activation, of what layers make and read.
 
-    The weights of layers that read them as floats are multiplied by them.
+    The weights of layers that read them as floats are multiplied by them, weights and biases of those that
+    make them as floats divided.
     """
     found = _Steps({}, {}, {})
     for each in spread:
         scale, name = scales[each.value], each.value.name or ""
         if name in maxima and scale.zero_point == np.iinfo(scale.zero_point.dtype).min:
             ratio = ratios(maxima[name], 255 * float(scale.scale))
-            found.made[each.maker] = ratio
+            if each.maker.node in placement.nodes:
+                found.made[each.maker] = ratio
+            else:
+                bias = each.maker.bias()
+                assert bias is not None
+                along = ratio.reshape(-1, *[1] * (len(each.maker.shape) - 1))
+                each.maker.replace_weight(partial(np.multiply, 1 / along))
+                put_bias(integers.edit, each.maker, bias / ratio)
             found.read.update(dict.fromkeys(each.readers, ratio))
             for layer in each.floats:
                 across = ratio.reshape(-1, *[1] * (len(layer.shape) - 1))
@@ -185,8 +206,12 @@ def _weigh(
     clip: bool,
     channels: _Steps,
     means: Mapping[Layer, np.ndarray | None],
+    offsets: Container[ir.Value | None],
 ) -> None:
-    """Give `readers`, which share a weight, its int8 form, and each its int32 bias."""
+    """Give `readers`, which share a weight, its int8 form, and each its int32 bias.
+
+    The bias of those that read one of `offsets` makes up for its zero point.
+    """
     first, edit, one = readers[0], integers.edit, np.float32(1)
     value, tensor, weight = first.weight, first.tensor, first.value()
     axis = first.channel_axes[-1]
@@ -214,8 +239,14 @@ def _weigh(
         counted = np.asarray(own * channels.read.get(layer, one) / made)
         its_scale = integers.constant(graph, f"{layer.name}_weight_scale", counted)
         _dequantize(integers, layer, 1, stored, its_scale, axis if per_channel else None)
-        if bias is not None and (_bias(layer) is not None or (takes_bias(layer) and bias.any())):
-            _put_bias(integers, layer, bias, own * inputs[layer], made)
+        read = layer.node.inputs[0]
+        counts = read in offsets
+        if bias is not None and (counts or _bias(layer) is not None or (takes_bias(layer) and bias.any())):
+            whole = to_int32(bias, own * inputs[layer])
+            if counts:
+                taken = offset(to_int8(weight, scale, levels), axis, scales[read].zero_point)  # type: ignore[index]
+                whole = (whole - taken).astype(np.int32)
+            _put_bias(integers, layer, whole, own * inputs[layer] / made)
     if value.uses() or value.is_graph_output():
         integers.expand(value, stored, scale, tensor.dtype)
     drop(value)
@@ -225,17 +256,12 @@ def _bias(layer: Layer) -> ir.Value | None:
     return layer.node.inputs[2] if len(layer.node.inputs) > 2 else None
 
 
-def _put_bias(
-    integers: Integers, layer: Layer, bias: np.ndarray, scale: np.ndarray, made: np.ndarray
-) -> None:
-    """Give `layer` its `bias` [channels] in steps of `scale` [channels, or one for all].
-
-    Read as steps of ``scale / made``.
-    """
+def _put_bias(integers: Integers, layer: Layer, bias: np.ndarray, scale: np.ndarray) -> None:
+    """Give `layer` its `bias`, int32 [channels], in steps of `scale` [channels, or one for all]."""
     edit, old = integers.edit, _bias(layer)
     graph = edit.model.graph
-    stored = edit.constant(graph, f"{layer.name}_bias_int32", to_int32(bias, scale))
-    its_scale = integers.constant(graph, f"{layer.name}_bias_scale", np.asarray(scale / made, np.float32))
+    stored = edit.constant(graph, f"{layer.name}_bias_int32", bias)
+    its_scale = integers.constant(graph, f"{layer.name}_bias_scale", np.asarray(scale, np.float32))
     layer.node.attributes.pop("beta", None)
     layer.node.resize_inputs(3)
     _dequantize(integers, layer, 2, stored, its_scale, 0 if its_scale.shape else None)
@@ -263,8 +289,8 @@ def _alpha(layer: Layer) -> float:
     return float(layer.node.attributes.get_float("alpha", 1.0)) if layer.op == "Gemm" else 1.0
 
 
-def _pair(integers: Integers, placement: Placement, value: ir.Value, scale: _Scale) -> None:
-    """Put a Q/DQ pair behind `value`.
+def _pair(integers: Integers, placement: Placement, value: ir.Value, scale: _Scale, offsets: bool) -> None:
+    """Put a Q/DQ pair behind `value`; with `offsets` its readers' biases make up for the zero point.
 
     What an integer operator makes leaves it as integers, so that all readers get the rounded numbers; of
     another value only integer operators do.
@@ -280,9 +306,13 @@ def _pair(integers: Integers, placement: Placement, value: ir.Value, scale: _Sca
         dtype=scale.dtype,
         shape=value.shape,
     )
+    step, zero_point = scale.constants
+    if offsets:
+        zero = np.zeros_like(scale.zero_point)
+        zero_point = integers.constant(edit.model.graph, "no_zero_point", zero)
     dequantize = edit.node(
         "DequantizeLinear",
-        [quantize.outputs[0], *scale.constants],
+        [quantize.outputs[0], step, zero_point],
         f"{value.name}_dequantized",
         dtype=_FLOAT,
         shape=value.shape,

@@ -3,9 +3,9 @@
 An integer kernel takes one scale for a whole activation. But where a convolution makes an activation that
 only depthwise convolutions read, channel c of it may be counted in steps of its own: the scales of the
 maker's weight, one for each output channel, are divided by the ratio of its steps to the common ones, those
-of the readers' weights multiplied by it (the weights themselves of readers that compute with floats). No
-integer of the model changes but for that, and a Relu or Clip that the range of the activation stands for
-saturates each channel at its own end. Sources: Nagel et al.,
+of the readers' weights multiplied by it (of makers and readers that compute with floats the weights
+themselves). No integer of the model changes but for that, and a Relu or Clip that the range of the activation
+stands for saturates each channel at its own end. Sources: Nagel et al.,
 Data-Free Quantization, ICCV 2019, for ranges moved between channels; Jacob et al., CVPR 2018, for the
 saturation.
 """
@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcompress.layers import Layer
-from onnxcompress.placement import How, Placement
+from onnxcompress.placement import How, Placement, activations
 
 LEAST = 1 / 64  # of the common steps, that a channel's are at least: rarer numbers than were seen still fit
 
@@ -28,7 +28,7 @@ LEAST = 1 / 64  # of the common steps, that a channel's are at least: rarer numb
 class Spread:
     """An activation that may have steps for each channel, the layer that makes it, and those that read it.
 
-    `readers` compute with integers, `floats` with floats.
+    `readers` compute with integers, `floats` with floats; the maker may do either.
     """
 
     value: ir.Value
@@ -67,9 +67,11 @@ def _spread(
         if not _moved(placement, maker):
             while maker in placement.bounded and maker.inputs[0] is not None:
                 maker = maker.inputs[0].producer()
-            if maker is None or maker not in known or maker.op_type != "Conv":
+            layer = known.get(maker) if maker is not None else None
+            layer = layer or _float_maker(loose, value)
+            if layer is None or layer.op != "Conv":
                 return None
-            made.append((value, known[maker]))
+            made.append((value, layer))
         for reader in value.consumers():
             if reader in known and _depthwise(known[reader]):
                 readers.append(known[reader])
@@ -78,6 +80,18 @@ def _spread(
             elif not _moved(placement, reader):
                 return None
     return Spread(*made[0], readers, floats) if len(made) == 1 and (readers or floats) else None
+
+
+def _float_maker(loose: Mapping[ir.Node, Layer], value: ir.Value) -> Layer | None:
+    """Return the layer that makes `value` and nothing else, with floats, behind Relus and Clips, or None."""
+    maker = value.producer()
+    while maker is not None and activations(maker)[0] is How.BOUND:
+        source = maker.inputs[0]
+        if source is None or len(source.uses()) > 1 or source.is_graph_output():
+            return None
+        maker = source.producer()
+    layer = loose.get(maker) if maker is not None else None
+    return layer if layer is not None and layer.bias() is not None else None
 
 
 def _moved(placement: Placement, node: ir.Node) -> bool:

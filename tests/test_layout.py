@@ -25,7 +25,7 @@ RANKS = [
     [
         "histogram",
         "calibrate",
-        "correction",
+        *("correction", "offsets"),
         "magnitudes",
         "moments",
         "measure",

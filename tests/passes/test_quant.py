@@ -407,6 +407,44 @@ def test_static_needs_data_and_a_runtime_and_says_so() -> None:
     assert nodes(made) == nodes(models.model(NETWORK))
 
 
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize(
+    ("attributes", "counts"),
+    [("strides = [2, 2]", True), ('auto_pad = "VALID"', True), ("pads = [1, 1, 1, 1]", False)],
+)
+def test_the_bias_of_a_first_layer_without_padding_makes_up_for_the_zero_point_of_the_input(
+    attributes: str, counts: bool, signed: bool, tmp_path: Path
+) -> None:
+    made = models.model(
+        f"""net (float[N, 4, 8, 8] x) => (float[N, 16, a, b] y)
+        <float[16, 4, 3, 3] w = {{}}, float[16] b = {{}}>
+        {{ c = Conv<{attributes}>(x, w, b) y = Relu(c) }}"""
+    )
+    after = clone(made)
+    run(after, calibrated(made), signed=signed)
+    quantize = next(node for node in after.graph if node.op_type == "QuantizeLinear")
+    dequantize = quantize.outputs[0].uses()[0].node
+    given, taken = (int(node.inputs[2].const_value.numpy()) for node in (quantize, dequantize))  # type: ignore[union-attr]
+    assert given != 0
+    assert taken == (0 if counts and not signed else given)
+    agree(made, after, samples()[0], 30)
+    assert models.operators(after, tmp_path)["QLinearConv"] == 1
+
+
+def test_an_input_that_others_read_as_well_keeps_its_zero_point() -> None:
+    made = models.model(
+        """net (float[N, 4, 8, 8] x) => (float[N, 16, 8, 8] y)
+        <float[16, 4, 1, 1] w = {}, float[16, 4, 3, 3] v = {}>
+        { c = Conv(x, w) d = Conv<pads = [1, 1, 1, 1]>(x, v) y = Add(c, d) }"""
+    )
+    after = clone(made)
+    run(after, calibrated(made))
+    quantize = next(node for node in after.graph if node.op_type == "QuantizeLinear")
+    dequantize = quantize.outputs[0].uses()[0].node
+    assert dequantize.inputs[2] is quantize.inputs[2]
+    agree(made, after, samples()[0], 30)
+
+
 def test_signed_activations_compute_with_integers_too(tmp_path: Path) -> None:
     made = models.model(NETWORK)
     unsigned, signed = clone(made), clone(made)
@@ -605,8 +643,9 @@ def test_channels_that_depthwise_convolutions_read_have_steps_of_their_own() -> 
     feeds = [{"x": draw.random((1, 3, 8, 8), np.float32)} for _ in range(8)]
     own, common = (noise(uneven(), feeds, per_channel=each, correct=False) for each in (True, False))
     assert np.sum(own**2) < 0.1 * np.sum(common**2)
-    floats = noise(uneven(), feeds, correct=False, weights_only="depthwise")  # it takes the steps up too
-    assert np.sum(floats**2) < 0.1 * np.sum(common**2)
+    for layer in ("first", "depthwise"):  # those that compute with floats take the steps up too
+        floats = noise(uneven(), feeds, correct=False, weights_only=layer)
+        assert np.sum(floats**2) < 2 * np.sum(own**2)
 
 
 @pytest.mark.parametrize("options", [{}, {"weights_only": ".*", "min_size": 0}])
