@@ -2,60 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
-from functools import partial
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxcompress.calibrate import Range, Statistics
-from onnxcompress.correction import fallen, rounded_off, takes_bias
 from onnxcompress.edit import drop, substitute
 from onnxcompress.integer import Integers
 from onnxcompress.layers import Layer, constant
-from onnxcompress.linear import put_bias
 from onnxcompress.model import lazy
-from onnxcompress.offsets import has_offsets, offset
+from onnxcompress.offsets import has_offsets
 from onnxcompress.placement import Placement
 from onnxcompress.quantize import (
     FULL,
     Activations,
     activation_scale,
-    roomy,
-    to_int8,
-    to_int32,
     to_integers,
-    weight_scale,
 )
 from onnxcompress.shielding import shielded
-from onnxcompress.spreading import Spread, ratios
+from onnxcompress.spreading import Spread
+from onnxcompress.weighing import Scale, alpha, channel_steps, weigh
 
 _FLOAT = ir.DataType.FLOAT
-
-
-class _Scale(NamedTuple):
-    """Scale and zero point of an activation, and the constants that hold them."""
-
-    scale: np.ndarray
-    zero_point: np.ndarray
-    constants: tuple[ir.Value, ir.Value]
-
-    @property
-    def dtype(self) -> ir.DataType:
-        """The type of the integers."""
-        return ir.DataType.from_numpy(self.zero_point.dtype)
-
-
-class _Steps(NamedTuple):
-    """Steps [channels] of what layers make and read, in those of the whole activation, where they differ.
-
-    `floats` are those that layers read which compute with floats.
-    """
-
-    made: dict[Layer, np.ndarray]
-    read: dict[Layer, np.ndarray]
-    floats: dict[Layer, np.ndarray]
 
 
 def refusal(layer: Layer, main: ir.Graph) -> str | None:
@@ -68,7 +37,7 @@ def refusal(layer: Layer, main: ir.Graph) -> str | None:
         return f"its weight is {layer.tensor.dtype}, integer kernels take float32"
     if layer.op == "MatMul" and len(layer.shape) != 2:
         return f"its weight has {len(layer.shape)} axes, integer kernels take 2"
-    if layer.op == "Gemm" and (layer.node.attributes.get_int("transA", 0) != 0 or _alpha(layer) <= 0):
+    if layer.op == "Gemm" and (layer.node.attributes.get_int("transA", 0) != 0 or alpha(layer) <= 0):
         return "its input is transposed or its product negated"
     return "its bias is not a constant for each channel" if layer.bias() is None else None
 
@@ -94,7 +63,7 @@ def write(
     the whole activation, which their weights have been multiplied by.
     """
     scales = _scales(integers, placement, found.ranges, form)
-    steps = _steps(integers, placement, spread, found.maxima, scales)
+    steps = channel_steps(integers, placement, spread, found.maxima, scales)
     means = {
         layer: found.means.get(value.name or "")
         for readers in weights
@@ -110,7 +79,7 @@ def write(
         if scale.zero_point and not form.signed and has_offsets(placement, layers, value)
     }
     for readers in weights:
-        _weigh(integers, readers, scales, per_channel, levels, clip, steps, means, offsets)
+        weigh(integers, readers, scales, per_channel, levels, clip, steps, means, offsets)
     for value, scale in scales.items():
         maker = value.producer()
         if constant(value) is not None:
@@ -124,7 +93,7 @@ def write(
 
 def _scales(
     integers: Integers, placement: Placement, ranges: Mapping[str, Range], form: Activations
-) -> dict[ir.Value, _Scale]:
+) -> dict[ir.Value, Scale]:
     """Return the scale of every value to quantize; values of one group have the same."""
     ends: dict[ir.Value, Range] = {}
     for value in placement.observed():
@@ -140,41 +109,8 @@ def _scales(
             integers.constant(graph, f"{group.name}_{kind}", content)
             for kind, content in (("scale", scale), ("zero_point", zero_point))
         )
-        made[group] = _Scale(scale, zero_point, (held[0], held[1]))
+        made[group] = Scale(scale, zero_point, (held[0], held[1]))
     return {value: made[placement.group(value)] for value in placement.values}
-
-
-def _steps(
-    integers: Integers,
-    placement: Placement,
-    spread: Sequence[Spread],
-    maxima: Mapping[str, np.ndarray],
-    scales: Mapping[ir.Value, _Scale],
-) -> _Steps:
-    """Return the steps of channels, in those of the whole activation, of what layers make and read.
-
-    The weights of layers that read them as floats are multiplied by them, weights and biases of those that
-    make them as floats divided.
-    """
-    found = _Steps({}, {}, {})
-    for each in spread:
-        scale, name = scales[each.value], each.value.name or ""
-        if name in maxima and scale.zero_point == np.iinfo(scale.zero_point.dtype).min:
-            ratio = ratios(maxima[name], 255 * float(scale.scale))
-            if each.maker.node in placement.nodes:
-                found.made[each.maker] = ratio
-            else:
-                bias = each.maker.bias()
-                assert bias is not None
-                along = ratio.reshape(-1, *[1] * (len(each.maker.shape) - 1))
-                each.maker.replace_weight(partial(np.multiply, 1 / along))
-                put_bias(integers.edit, each.maker, bias / ratio)
-            found.read.update(dict.fromkeys(each.readers, ratio))
-            for layer in each.floats:
-                across = ratio.reshape(-1, *[1] * (len(layer.shape) - 1))
-                layer.replace_weight(partial(np.multiply, across))
-                found.floats[layer] = ratio
-    return found
 
 
 def _known(value: ir.Value) -> Range | None:
@@ -197,99 +133,7 @@ def _remove(node: ir.Node) -> tuple[ir.Value, ir.Value]:
     return after, before
 
 
-def _weigh(
-    integers: Integers,
-    readers: list[Layer],
-    scales: Mapping[ir.Value, _Scale],
-    per_channel: bool,
-    levels: int,
-    clip: bool,
-    channels: _Steps,
-    means: Mapping[Layer, np.ndarray | None],
-    offsets: Container[ir.Value | None],
-) -> None:
-    """Give `readers`, which share a weight, its int8 form, and each its int32 bias.
-
-    The bias of those that read one of `offsets` makes up for its zero point.
-    """
-    first, edit, one = readers[0], integers.edit, np.float32(1)
-    value, tensor, weight = first.weight, first.tensor, first.value()
-    axis = first.channel_axes[-1]
-    scale = weight_scale(weight, (axis,) if per_channel else (), levels, clip)
-    inputs = {
-        layer: scales[layer.node.inputs[0]].scale * channels.read.get(layer, one)  # type: ignore[index]
-        for layer in readers
-    }
-    biases = {layer: layer.bias() for layer in readers}
-    for layer, bias in biases.items():
-        if bias is not None:
-            needed = bias if per_channel else np.abs(bias).max(keepdims=True, initial=0)
-            scale = roomy(scale.reshape(-1), needed, inputs[layer] * np.float32(_alpha(layer))).reshape(
-                scale.shape
-            )
-    graph = edit.model.graph
-    stored = integers.stored(value, tensor, scale, levels)
-    steps = scale.reshape(-1) if per_channel else scale.reshape(())
-    for layer, bias in biases.items():
-        own = np.asarray(steps * np.float32(_alpha(layer)), np.float32)
-        made = np.asarray(channels.made.get(layer, one))
-        if takes_bias(layer):
-            bias = bias + fallen(layer, rounded_off(weight, scale, levels), means[layer])
-        layer.node.attributes.pop("alpha", None)
-        counted = np.asarray(own * channels.read.get(layer, one) / made)
-        its_scale = integers.constant(graph, f"{layer.name}_weight_scale", counted)
-        _dequantize(integers, layer, 1, stored, its_scale, axis if per_channel else None)
-        read = layer.node.inputs[0]
-        counts = read in offsets
-        if bias is not None and (counts or _bias(layer) is not None or (takes_bias(layer) and bias.any())):
-            whole = to_int32(bias, own * inputs[layer])
-            if counts:
-                taken = offset(to_int8(weight, scale, levels), axis, scales[read].zero_point)  # type: ignore[index]
-                whole = (whole - taken).astype(np.int32)
-            _put_bias(integers, layer, whole, own * inputs[layer] / made)
-    if value.uses() or value.is_graph_output():
-        integers.expand(value, stored, scale, tensor.dtype)
-    drop(value)
-
-
-def _bias(layer: Layer) -> ir.Value | None:
-    return layer.node.inputs[2] if len(layer.node.inputs) > 2 else None
-
-
-def _put_bias(integers: Integers, layer: Layer, bias: np.ndarray, scale: np.ndarray) -> None:
-    """Give `layer` its `bias`, int32 [channels], in steps of `scale` [channels, or one for all]."""
-    edit, old = integers.edit, _bias(layer)
-    graph = edit.model.graph
-    stored = edit.constant(graph, f"{layer.name}_bias_int32", bias)
-    its_scale = integers.constant(graph, f"{layer.name}_bias_scale", np.asarray(scale, np.float32))
-    layer.node.attributes.pop("beta", None)
-    layer.node.resize_inputs(3)
-    _dequantize(integers, layer, 2, stored, its_scale, 0 if its_scale.shape else None)
-    if old is not None:
-        drop(old)
-
-
-def _dequantize(
-    integers: Integers, layer: Layer, place: int, stored: ir.Value, scale: ir.Value, axis: int | None
-) -> None:
-    """Let the node of `layer` read ``stored * scale`` as its input number `place`."""
-    node = integers.edit.node(
-        "DequantizeLinear",
-        [stored, scale, *([integers.zeros(scale.shape)] if stored.dtype == ir.DataType.INT8 else [])],
-        f"{stored.name}_dequantized",
-        {} if axis is None else {"axis": axis},
-        dtype=_FLOAT,
-        shape=stored.shape,
-    )
-    integers.edit.model.graph.insert_before(layer.node, node)
-    layer.node.replace_input_with(place, node.outputs[0])
-
-
-def _alpha(layer: Layer) -> float:
-    return float(layer.node.attributes.get_float("alpha", 1.0)) if layer.op == "Gemm" else 1.0
-
-
-def _pair(integers: Integers, placement: Placement, value: ir.Value, scale: _Scale, offsets: bool) -> None:
+def _pair(integers: Integers, placement: Placement, value: ir.Value, scale: Scale, offsets: bool) -> None:
     """Put a Q/DQ pair behind `value`; with `offsets` its readers' biases make up for the zero point.
 
     What an integer operator makes leaves it as integers, so that all readers get the rounded numbers; of
@@ -330,7 +174,7 @@ def _pair(integers: Integers, placement: Placement, value: ir.Value, scale: _Sca
         rounded.name, value.name = value.name, edit.name(f"{value.name}_float")
 
 
-def _pad(integers: Integers, node: ir.Node, scale: _Scale) -> None:
+def _pad(integers: Integers, node: ir.Node, scale: Scale) -> None:
     """Let `node`, a Pad behind a Q/DQ pair, pad integers: onnxruntime has no rule that does it."""
     edit, value = integers.edit, node.outputs[0]
     dequantized = node.inputs[0].producer()  # type: ignore[union-attr]
@@ -348,7 +192,7 @@ def _pad(integers: Integers, node: ir.Node, scale: _Scale) -> None:
         edit.model.graph.remove(dequantized, safe=True)
 
 
-def _constant(integers: Integers, placement: Placement, value: ir.Value, scale: _Scale) -> None:
+def _constant(integers: Integers, placement: Placement, value: ir.Value, scale: Scale) -> None:
     """Let integer operators read the constant `value` as integers."""
     edit, tensor = integers.edit, constant(value)
     assert tensor is not None

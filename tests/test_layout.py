@@ -37,7 +37,7 @@ RANKS = [
         "layerwise",
         "budget",
     ],
-    ["qdq", "static", "rounding", "fixedpoint", "gate"],
+    ["qdq", "weighing", "static", "rounding", "fixedpoint", "gate"],
     ["passes"],
     [
         *("recipe", "registry", "typed", "trials", "details", "report", "runs", "page", "cure", "check"),
