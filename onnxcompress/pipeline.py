@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,17 +17,17 @@ import onnx_ir as ir
 import onnxcompress
 from onnxcompress.base import Context, Effect, Need, Pass, silent
 from onnxcompress.check import Check, difference
-from onnxcompress.data import Data, load_data, random_data, split_slice
+from onnxcompress.data import random_data
 from onnxcompress.details import details, noises, origin
 from onnxcompress.drop import Limit, Metric, metric_name
 from onnxcompress.edit import tidy
 from onnxcompress.errors import BoundError, CompressError, UsageError
 from onnxcompress.formats.inlining import inline as write_in_line
 from onnxcompress.formats.unpack import unpack as decode
-from onnxcompress.layers import layers
 from onnxcompress.measure import latencies
 from onnxcompress.mixing import Search
 from onnxcompress.model import (
+    Signature,
     clone,
     external_files,
     load,
@@ -47,10 +46,18 @@ from onnxcompress.page import page, page_template
 from onnxcompress.recipe import Mix, Recipe, as_recipe, parse
 from onnxcompress.registry import find_runtime
 from onnxcompress.report import Report, Size, Step, spread
+from onnxcompress.request import (
+    check_bounds,
+    check_request,
+    check_targets,
+    data_notes,
+    files,
+    read_data,
+    unmatched,
+)
 from onnxcompress.target import Target, find_target
 from onnxcompress.verify import (
     Tolerance,
-    check_metric,
     check_valid,
     compare,
 )
@@ -60,13 +67,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("onnxcompress")
 
-VERIFY = ("each", "end", "off")
 LARGE = 500_000_000  # bytes of weights; above, weights stay on disk and outputs are compared once, at the end
-CHECK_SAMPLES = 32  # of the calibration data, for the comparison after each pass
-MOST_THREADS = 1024  # an engine asked for many more may never start
-RANDOM_WARNING = (
-    "no data was given: outputs were compared on random inputs, which tell nothing about accuracy"
-)
 
 
 @dataclass(frozen=True)
@@ -137,8 +138,8 @@ def compress(
     if html_file is not None:
         page_template()  # what is missing for the page is told now
     limit = None if max_drop is None else Limit(metric or "top1", max_drop, confidence)
-    _check_request(wanted, verify, metric, evaluation, seed, threads)
-    _check_bounds(wanted, limit, confidence, max_size, max_latency, evaluation)
+    check_request(wanted, verify, metric, evaluation, seed, threads)
+    check_bounds(wanted, limit, confidence, max_size, max_latency, evaluation)
     watched = metric if metric is None or isinstance(metric, str) else metric_name(metric)
     machine = find_target(target)
     current = load(model)
@@ -150,12 +151,11 @@ def compress(
         notes(current).append(
             f"{len(encoded)} weights were encoded: they were unpacked before the first pass"
         )
-    _check_targets([output, report_file, html_file], [source, *apart, *_paths(data, evaluation)])
+    check_targets([output, report_file, html_file], [source, *apart, *files(data, evaluation)])
     large = weight_bytes(current) > LARGE
     verify = verify or ("end" if large else "each")
-    expected = signature(current)
     engine = find_runtime(runtime).make(threads=threads, frugal=large)
-    calibration, judged, samples = _read_data(current, data, evaluation, preprocess, shapes or {}, seed)
+    calibration, judged, samples = read_data(current, data, evaluation, preprocess, shapes or {}, seed)
     if (metric == "top1" or (limit and limit.metric == "top1")) and (judged is None or judged.labels is None):
         raise UsageError("top1: the evaluation data has no labels, expected an array or a labels.csv")
     context = Context(
@@ -184,7 +184,7 @@ def compress(
         verify=verify,
         source=str(source or ""),
         before=_size(current, stored if stored and output else size, jobs),
-        notes=[*_unmatched(current, context), *_data_notes(verify, samples, calibration, judged)],
+        notes=[*unmatched(current, context), *data_notes(verify, samples, calibration, judged)],
         metric=watched,
         mixed=mixed,
         target=machine.name,
@@ -197,29 +197,14 @@ def compress(
     compared = judged is not None or limit is not None or max_latency is not None or verify != "off"
     check = Check(engine, samples, tolerance, report, judged, compared, limit)
     check.start(source if large and source else clone(current))
-    untouched: ir.Model | None = None  # what the first lossy pass was given
-    done: list[Pass] = []  # what does the same again, wherever it runs
+    run = _Run(current, context, check, verify, large, signature(current))
     for number, each in enumerate(recipe.passes):
         progress(number, len(recipe.passes), each.name)
-        unchanged = clone(current) if verify == "each" else None
-        if untouched is None and each.effect is Effect.LOSSY and not large:
-            untouched = clone(current)
-        with _naming(each):
-            current, replay = _run(each, current, context, report)
-            done.append(replay)
-            tidy(current)
-            if not large:
-                materialise(current)
-            check_valid(current, expected)
-            if told:
-                report.steps[-1].bytes = ahead + _bytes(current, output is not None)
-            if unchanged is not None:
-                check.step(each, unchanged, current)
-    if inline:
-        write_in_line(current)
-        check_valid(current, expected)
-    _stamp(current, Recipe(tuple(done)), verify, machine)
-    report.notes += [note for note in notes(current) if note not in report.notes]
+        run.apply(each)
+        if told:
+            report.steps[-1].bytes = ahead + _bytes(run.current, output is not None)
+    run.end(inline, machine)
+    current = run.current
     if most and (taken := to_proto(current).ByteSize()) > most:
         raise BoundError(f"max-size: {taken:,} bytes, expected {most:,.0f} at most")
 
@@ -231,7 +216,7 @@ def compress(
             if verify == "end" and not large:  # find the pass and the node
                 compress(
                     model,
-                    Recipe(tuple(done)),
+                    Recipe(tuple(run.done)),
                     data=data,
                     shapes=shapes,
                     target=machine.name,
@@ -240,14 +225,9 @@ def compress(
                     seed=seed,
                 )
             raise
-        if untouched is not None:
-            lossy = [each for each in done if each.effect is Effect.LOSSY]
-            check.blame(lossy, untouched, current, context)
-        check.bound()
-        if ((measure_latency and not large) or max_latency is not None) and check.first and check.last:
-            report.latency = latencies([check.first, check.last], next(iter(samples)))[1]
-            if max_latency is not None and report.latency.low > max_latency:
-                raise BoundError(f"max-latency: {spread(report.latency)}, expected {max_latency:g} at most")
+        run.judge()
+        if (measure_latency and not large) or max_latency is not None:
+            run.time(max_latency)
 
     if output is None:
         finish(None)
@@ -274,6 +254,78 @@ def compress(
     return Compressed(current, report)
 
 
+@dataclass
+class _Run:
+    """The model on its way through a recipe: as it stands, and what was done to it.
+
+    `expected` is the signature it must keep; a `large` model is never copied or held in memory.
+    """
+
+    current: ir.Model
+    context: Context
+    check: Check
+    verify: str
+    large: bool
+    expected: Signature
+    done: list[Pass] = field(default_factory=list)  # what does the same again, wherever it runs
+    untouched: ir.Model | None = None  # what the first lossy pass was given
+
+    def apply(self, each: Pass) -> None:
+        """Run one pass, and check what it made."""
+        given = clone(self.current) if self.verify == "each" else None
+        if self.untouched is None and each.effect is Effect.LOSSY and not self.large:
+            self.untouched = clone(self.current)
+        with _naming(each):
+            self._rewrite(each)
+            tidy(self.current)
+            if not self.large:
+                materialise(self.current)
+            check_valid(self.current, self.expected)
+            if given is not None:
+                self.check.step(each, given, self.current)
+
+    def _rewrite(self, each: Pass) -> None:
+        """Replace the model by what `each` makes of it, and record that."""
+        began, earlier, report = time.perf_counter(), opset(self.current), self.check.report
+        log.info("%s: starts", each)
+        result = each.call(self.current, self.context)
+        if opset(result.model) != earlier:
+            report.notes.append(f"{each.name}: opset raised from {earlier} to {opset(result.model)}")
+        seconds = time.perf_counter() - began
+        log.info("%s: done in %.2f s, %s", each, seconds, result.counts(True) or "nothing changed")
+        report.steps.append(
+            Step(str(each), each.effect.value, seconds, result.records, numbers=result.numbers)
+        )
+        self.current = result.model
+        self.done.append(result.replay or each)
+
+    def end(self, inline: bool, machine: Target) -> None:
+        """Write functions in line where wanted, and into the model what was done to it."""
+        if inline:
+            write_in_line(self.current)
+            check_valid(self.current, self.expected)
+        _stamp(self.current, Recipe(tuple(self.done)), self.verify, machine)
+        report = self.check.report
+        report.notes += [note for note in notes(self.current) if note not in report.notes]
+
+    def judge(self) -> None:
+        """Find the layer that hurts where the checked model lost much; BoundError where it lost too much."""
+        if self.untouched is not None:
+            lossy = [each for each in self.done if each.effect is Effect.LOSSY]
+            self.check.blame(lossy, self.untouched, self.current, self.context)
+        self.check.bound()
+
+    def time(self, slowest: float | None) -> None:
+        """Time the model beside the first; BoundError where it surely takes more than `slowest` of it."""
+        check = self.check
+        if check.first is None or check.last is None:
+            return
+        found = latencies([check.first, check.last], next(iter(check.samples)))[1]
+        check.report.latency = found
+        if slowest is not None and found.low > slowest:
+            raise BoundError(f"max-latency: {spread(found)}, expected {slowest:g} at most")
+
+
 def unpack(source: str | Path, output: str | Path, *, external_data: bool = False) -> list[str]:
     """Write the plain dense model of the encoded one in the file `source`; return the weights' names.
 
@@ -281,7 +333,7 @@ def unpack(source: str | Path, output: str | Path, *, external_data: bool = Fals
     """
     model = load(source)
     given, apart = clone(model), external_files(model, source)
-    _check_targets([output], [Path(source), *apart])
+    check_targets([output], [Path(source), *apart])
     names = decode(model, sparse=True)
     engine = find_runtime("onnxruntime").make(frugal=weight_bytes(model) > LARGE)
     samples = random_data(model, count=1)
@@ -293,124 +345,6 @@ def unpack(source: str | Path, output: str | Path, *, external_data: bool = Fals
 
     save(model, output, external_data=external_data or bool(apart), check=check)
     return names
-
-
-def _check_bounds(
-    recipe: Recipe | Mix,
-    limit: Limit | None,
-    confidence: float | None,
-    max_size: float | None,
-    max_latency: float | None,
-    evaluation: object,
-) -> None:
-    """Raise UsageError where bounds are missing, or what they are measured on is."""
-    if limit is not None and isinstance(limit.metric, str) and evaluation is None:
-        raise UsageError("max-drop: needs evaluation data, none was given")
-    if confidence is not None and limit is None:
-        raise UsageError("confidence: is about max-drop, which was not given")
-    for name, share in (("max-size", max_size), ("max-latency", max_latency)):
-        if share is not None and not 0 < share <= 1:
-            raise UsageError(f"{name} is {share:g}, expected more than 0, 1 at most")
-    if isinstance(recipe, Mix) and limit is None and max_size is None and max_latency is None:
-        raise UsageError(
-            f"{recipe}: has a choice to be made, expected max-drop, max-size or max-latency to choose by"
-        )
-
-
-def _check_request(
-    recipe: Recipe | Mix,
-    verify: str | None,
-    metric: Metric | None,
-    evaluation: object,
-    seed: int,
-    threads: int,
-) -> None:
-    """Raise UsageError for what can be told to be wrong before the model is read."""
-    if verify is not None and verify not in VERIFY:
-        raise UsageError(f"verify is {verify!r}, expected one of {', '.join(VERIFY)}")
-    if isinstance(metric, str):
-        check_metric(metric)
-        if evaluation is None:
-            raise UsageError(f"{metric}: needs evaluation data, none was given")
-    if isinstance(recipe, Recipe) and not recipe.passes:
-        raise UsageError("recipe: names no pass, expected at least one")
-    if seed < 0:
-        raise UsageError(f"seed is {seed}, expected 0 or more")
-    if not 0 <= threads <= MOST_THREADS:
-        raise UsageError(f"threads is {threads}, expected 0 to {MOST_THREADS}")
-
-
-def _check_targets(written: Sequence[str | Path | None], read: Sequence[Path | None]) -> None:
-    """Raise UsageError where a file can't be `written`, or is among those `read`."""
-    targets = [Path(each) for each in written if each is not None]
-    for path in targets:
-        if path.is_dir():
-            raise UsageError(f"{path}: is a folder, expected a file")
-        if not path.parent.is_dir():
-            raise UsageError(f"{path}: its folder does not exist")
-    if len({path.absolute() for path in targets}) < len(targets):
-        raise UsageError(f"{targets[0]}: is the report too, expected another file")
-    beside = [path.with_name(f"{path.name}.data") for path in targets]
-    for path in (*targets, *beside):
-        if path.exists() and any(each and each.exists() and path.samefile(each) for each in read):
-            raise UsageError(f"{path}: is read by this run too, expected another file")
-
-
-def _paths(*sources: object) -> Iterator[Path]:
-    """Yield the files among the sources of data."""
-    for each in sources:
-        if isinstance(each, str | Path):
-            yield split_slice(str(each))[0]
-
-
-def _read_data(
-    model: ir.Model,
-    data: object,
-    evaluation: object,
-    preprocess: str | None,
-    shapes: Mapping[str, tuple[int, ...]],
-    seed: int,
-) -> tuple[Data | None, Data | None, Data]:
-    """Return calibration data, evaluation data, and the samples outputs are compared on."""
-    calibration = judged = None
-    if data is not None:
-        calibration = load_data(data, model, preprocess=preprocess, shapes=shapes)
-    if evaluation is not None:
-        judged = load_data(evaluation, model, preprocess=preprocess, shapes=shapes, batch=CHECK_SAMPLES)
-    if calibration is not None:
-        return calibration, judged, calibration.take(CHECK_SAMPLES)
-    if judged is not None:
-        samples = load_data(evaluation, model, preprocess=preprocess, shapes=shapes)
-        return calibration, judged, samples.take(CHECK_SAMPLES)
-    return calibration, judged, random_data(model, shapes=shapes, seed=seed)
-
-
-def _data_notes(verify: str, *data: Data | None) -> Iterator[str]:
-    """Yield what a user must know of the data that outputs are compared on."""
-    if data[0] is not None and data[0].random and verify != "off":
-        yield RANDOM_WARNING
-    yield from dict.fromkeys(note for each in data if each is not None for note in each.notes)
-
-
-def _unmatched(model: ir.Model, context: Context) -> Iterator[str]:
-    """Yield a note for each pattern of layers to leave alone that matches none."""
-    names = {name for layer in layers(model, Context()) for name in (layer.name, layer.weight.name or "")}
-    for pattern in context.exclude:
-        if not any(re.fullmatch(pattern, name) for name in names):
-            yield f"exclude: {pattern!r} matches no layer"
-
-
-def _run(each: Pass, model: ir.Model, context: Context, report: Report) -> tuple[ir.Model, Pass]:
-    """Return what `each` makes of `model`, and the pass that makes the same of it again on any machine."""
-    began, earlier = time.perf_counter(), opset(model)
-    log.info("%s: starts", each)
-    result = each.call(model, context)
-    if opset(result.model) != earlier:
-        report.notes.append(f"{each.name}: opset raised from {earlier} to {opset(result.model)}")
-    seconds = time.perf_counter() - began
-    log.info("%s: done in %.2f s, %s", each, seconds, result.counts(True) or "nothing changed")
-    report.steps.append(Step(str(each), each.effect.value, seconds, result.records, numbers=result.numbers))
-    return result.model, result.replay or each
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcompress.calibrate import Range, Statistics
-from onnxcompress.correction import fallen, takes_bias
+from onnxcompress.correction import fallen, rounded_off, takes_bias
 from onnxcompress.edit import drop, substitute
 from onnxcompress.integer import Integers
 from onnxcompress.layers import Layer, constant
@@ -209,7 +209,7 @@ def _weigh(
         own = np.asarray(steps * np.float32(_alpha(layer)), np.float32)
         made = np.asarray(channels.made.get(layer, one))
         if takes_bias(layer):
-            bias = bias + fallen(layer, weight, scale, means[layer], levels)
+            bias = bias + fallen(layer, rounded_off(weight, scale, levels), means[layer])
         layer.node.attributes.pop("alpha", None)
         counted = np.asarray(own * channels.read.get(layer, one) / made)
         its_scale = integers.constant(graph, f"{layer.name}_weight_scale", counted)

@@ -12,6 +12,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from onnxcompress.base import Context, Effect, Need, Pass, Result, option
 from onnxcompress.channels.repair import Aim, repair
+from onnxcompress.correction import recall
 from onnxcompress.edit import same_ports
 from onnxcompress.errors import CompressError, UsageError
 from onnxcompress.layers import by_weight, constant
@@ -25,13 +26,16 @@ class CorrectBias(Pass):
     Before: ``y = Conv(x, W', b)``, which is ``Conv(x, W, b)`` in the model ``reference``
     After:  ``y = Conv(x, W', b + mean(Conv(x, W, b) - Conv(x, W', b)))``, one mean for each output channel
 
-    For models whose weights were pruned, clustered, made ternary or the like. Means are those on calibration
-    data. Layers are corrected in order, each on what those before it compute by then, sums with shortcuts
-    included; what both models compute at a place has the same name, so the reference is best the file that
-    the other passes began with, or what ``simplify`` and ``fuse`` made of it. Of MatMul the bias is that of
-    an Add that follows; where a BatchNormalization follows, its mean and variance become those of what it
-    reads. Layers whose weight is no constant any more, such as quantized ones, stay: ``quant`` corrects their
-    biases itself. Layers that compute what they did stay, too. A second run moves little.
+    For models whose weights were pruned, clustered, made ternary or the like. What both models compute at a
+    place has the same name, so the reference is best the file that the other passes began with, or what
+    ``simplify`` and ``fuse`` made of it. Means are those on calibration data where there are any: layers are
+    corrected in order, each on what those before it compute by then, sums with shortcuts included. Without
+    data they are those that BatchNormalization in the reference tells of what a layer reads, with at most
+    sums, averages, Concat, Relu and the like between, and the layer is corrected for what its own weight
+    lost. Of MatMul the bias is that of an Add that follows; where a BatchNormalization follows, its mean
+    (with data its variance, too) becomes that of what it reads. Layers whose weight is no constant any more,
+    such as quantized ones, stay: ``quant`` corrects their biases itself. Layers that compute what they did
+    stay, too. A second run moves little with data, and nothing without.
     Source: Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, ICCV 2019.
     """
 
@@ -49,9 +53,8 @@ class CorrectBias(Pass):
         result = Result(model)
         if not self.reference:
             raise UsageError("correct-bias: no reference, expected reference=FILE, the model before")
-        if context.calibration is None or context.runtime is None:
-            missing = "calibration data" if context.calibration is None else "a runtime"
-            raise UsageError(f"correct-bias: needs {missing}, none was given")
+        if context.calibration is not None and context.runtime is None:
+            raise UsageError("correct-bias: needs a runtime, none was given")
         whole = load(self.reference)
         given, expected = ({value.name for value in each.graph.inputs} for each in (model, whole))
         if not expected <= given:
@@ -61,16 +64,19 @@ class CorrectBias(Pass):
             with same_ports(each):
                 ShapeInferencePass()(each)  # tells where the bias of a MatMul is
         aims = list(self._aims(model, whole, context, result))
-        done = repair(
-            whole,
-            model,
-            aims,
-            context.calibration,
-            context.runtime,
-            "bias",
-            seed=context.seed,
-            progress=context.progress,
-        )
+        if context.calibration is None or context.runtime is None:
+            done = recall(whole, model, [aim.layer for aim in aims])
+        else:
+            done = repair(
+                whole,
+                model,
+                aims,
+                context.calibration,
+                context.runtime,
+                "bias",
+                seed=context.seed,
+                progress=context.progress,
+            )
         for name, what in done.items():
             if what.startswith("none"):
                 result.left(name, what.removeprefix("none: "))

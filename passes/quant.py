@@ -14,7 +14,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 from onnxcompress.base import Context, Effect, Need, Pass, Result, option
 from onnxcompress.calibrate import METHODS
 from onnxcompress.channels.equalizing import equalize
-from onnxcompress.correction import fallen
+from onnxcompress.correction import fallen, rounded_off
 from onnxcompress.data import random_data
 from onnxcompress.edit import Edit, same_ports
 from onnxcompress.errors import UsageError
@@ -288,7 +288,8 @@ class Quant(Pass):
             for layer in readers:
                 bias = layer.bias()
                 if layer in means and bias is not None:
-                    put_bias(integers.edit, layer, bias + fallen(layer, weight, scale, means[layer]))
+                    fall = fallen(layer, rounded_off(weight, scale), means[layer])
+                    put_bias(integers.edit, layer, bias + fall)
 
         products = integers.store(readers, able, self.per_channel, self._levels, self._clip, correct)
         for layer in readers:

@@ -18,7 +18,7 @@ RANKS = [
         *("branches", "placement", "integer", "kmeans", "loss", "lowrank", "factors", "geometry", "chains"),
         *("grouping", "shuffling", "channels", "target", "blocks", "blockwise", "halves"),
         *("schemes", "compensation", "ends", "signs", "shielding", "spreading"),
-        *("energy", "crossbar", "liveness"),
+        *("energy", "crossbar", "liveness", "expectation"),
     ],
     ["formats"],
     ["runtimes"],
@@ -41,7 +41,7 @@ RANKS = [
     ["passes"],
     [
         *("recipe", "registry", "typed", "trials", "details", "report", "runs", "page", "cure", "check"),
-        *("mixing", "pipeline", "analysis"),
+        *("mixing", "request", "pipeline", "analysis"),
     ],
     ["zoo"],
     ["cli"],

@@ -24,7 +24,7 @@ from onnxcompress.base import Need
 from onnxcompress.layers import layers
 from onnxcompress.model import load
 from onnxcompress.passes import Prune, Quant, Simplify
-from onnxcompress.pipeline import RANDOM_WARNING
+from onnxcompress.request import RANDOM_WARNING
 from onnxcompress.target import find_target
 
 TESTDATA = Path(__file__).parent.parent / "testdata"

@@ -19,9 +19,10 @@ from onnxcompress.linear import Linear, follower, stored, write
 
 
 class Normalization(NamedTuple):
-    """A BatchNormalization with constant statistics: what it multiplies by and adds, [channels]."""
+    """A BatchNormalization with constant statistics: its mean, what it multiplies by and adds, [channels]."""
 
     node: ir.Node
+    mean: np.ndarray
     scale: np.ndarray
     shift: np.ndarray
 
@@ -146,4 +147,4 @@ def _normalization(node: ir.Node) -> Normalization | None:
         return None
     gamma, beta, mean, variance = (t.numpy().astype(np.float64) for t in tensors if t is not None)
     scale = gamma / np.sqrt(variance + reader.attributes.get_float("epsilon", 1e-5))
-    return Normalization(reader, scale, beta - mean * scale)
+    return Normalization(reader, mean, scale, beta - mean * scale)

@@ -10,7 +10,7 @@ from onnxcompress.data import load_data
 from onnxcompress.errors import CompressError, UsageError
 from onnxcompress.layers import put_constant
 from onnxcompress.model import clone, load, save
-from onnxcompress.passes import CorrectBias, Prune, Quant
+from onnxcompress.passes import CorrectBias, Fuse, Prune, PruneChannels, Quant
 from onnxcompress.runtimes.onnxruntime import OnnxRuntime
 
 TESTDATA = Path(__file__).parent.parent.parent / "testdata"
@@ -122,7 +122,7 @@ def test_it_needs_a_reference_data_and_equal_inputs(tmp_path: Path) -> None:
     _, changed, path = lowered(tmp_path)
     with pytest.raises(UsageError, match="no reference, expected reference=FILE"):
         run(changed, "")
-    with pytest.raises(UsageError, match="needs calibration data"):
+    with pytest.raises(UsageError, match="needs calibration data, as no BatchNormalization tells"):
         CorrectBias(reference=str(path)).call(changed, Context())
     with pytest.raises(CompressError, match="nowhere"):
         run(changed, tmp_path / "nowhere.onnx")
@@ -130,3 +130,43 @@ def test_it_needs_a_reference_data_and_equal_inputs(tmp_path: Path) -> None:
     save(models.model(text), tmp_path / "other.onnx")
     with pytest.raises(CompressError, match="has an input z, the model has not"):
         run(changed, tmp_path / "other.onnx")
+
+
+def outputs(made: ir.Model) -> np.ndarray:
+    test = load_data(TESTDATA / "digits_test.npz", made, batch=64)
+    runnable = OnnxRuntime().prepare(made)
+    return np.concatenate([next(iter(runnable.run(feed).values())) for feed in test])
+
+
+@pytest.mark.parametrize("folded", [False, True])
+@pytest.mark.parametrize("name", ["bottleneck_digits", "residual_digits", "shufflenet_digits"])
+def test_without_data_batch_normalization_tells_the_means(name: str, folded: bool) -> None:
+    path = TESTDATA / f"{name}.onnx"
+    made = load(path)
+    wanted = outputs(made)
+    if folded:
+        Fuse().call(made, Context())
+    pruned = Prune(sparsity=0.5).call(made, Context()).model
+    corrected = clone(pruned)
+    result = CorrectBias(reference=str(path)).call(corrected, Context())
+    whats = {record.what for record in result.records}
+    assert "mean corrected by statistics" in whats
+    assert whats <= {
+        "mean corrected by statistics",
+        "it computes what it did",
+        "its own weight is what it was",
+        "no BatchNormalization tells the means of what it reads",
+        "the reference computes it otherwise",
+    }
+    before, after = outputs(pruned), outputs(corrected)
+    assert np.sum((after - wanted) ** 2) < 0.7 * np.sum((before - wanted) ** 2)
+    CorrectBias(reference=str(path)).call(corrected, Context())
+    np.testing.assert_allclose(outputs(corrected), after, atol=1e-4)
+
+
+def test_without_data_a_weight_of_another_form_stays(tmp_path: Path) -> None:
+    path = TESTDATA / "residual_digits.onnx"
+    made = PruneChannels(ratio=0.5).call(load(path), Context()).model
+    records = CorrectBias(reference=str(path)).call(made, Context()).records
+    assert "the reference has a weight of another form" in {record.what for record in records}
+    assert not any(record.changed for record in records if record.what.startswith("the reference"))
