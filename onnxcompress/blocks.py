@@ -145,8 +145,9 @@ class Blocks:
         missing = (blocks.stop - blocks.start) * self.size - len(part)
         if missing:
             part = np.pad(part, ((0, missing), (0, 0)))
-        turned = part.strides[0] < part.strides[1]  # its columns lie far apart in memory
-        return (np.ascontiguousarray(part) if turned else part).reshape(-1, self.size, part.shape[1])
+        if part.strides[0] < part.strides[1]:  # its columns lie far apart in memory
+            part = _turned(part)
+        return part.reshape(-1, self.size, part.shape[1])
 
     def _rounded(self, tile: np.ndarray, factor: np.ndarray, zero: np.ndarray) -> np.ndarray:
         """Return `tile`, times `factor`, in whole steps less `zero`, as float32."""
@@ -172,12 +173,10 @@ class Blocks:
         tried = list(self._scales(low, high))
         scale, zero = tried[0] if len(tried) == 1 else self._least(panel, tried)
         largest = np.maximum(-low, high)
-        places = np.nonzero(_met(panel[:, 0], largest))  # a first number tells most blocks of many magnitudes
-        if places[0].size:
-            same = _met(panel[places[0], :, places[1]], largest[places][:, None]).all(axis=1)
-            places = places[0][same], places[1][same]
-            scale[places] = self._stored(largest[places] / np.float32(self.middle - 1))
-            zero[places] = self.middle
+        same = _one_magnitude(panel, largest)
+        if same.any():
+            scale = np.where(same, self._stored(largest / np.float32(self.middle - 1)), scale)
+            zero = np.where(same, np.float32(self.middle), zero)
         return scale, zero
 
     def _least(self, panel: np.ndarray, tried: Sequence[_Scale]) -> _Scale:
@@ -222,6 +221,15 @@ class Blocks:
         if self.dtype == np.float16:  # those of all its numbers are finite in float32
             return scale.astype(np.float16)
         return np.where(np.abs(scale) < _LEAST, np.float32(0), scale)
+
+
+def _turned(part: np.ndarray) -> np.ndarray:
+    """Return `part` [inputs, outputs], of which each column lies together, row by row."""
+    result = np.empty(part.shape, part.dtype)
+    for start in range(0, part.shape[1], _TILE[1]):
+        near = slice(start, start + _TILE[1])
+        result[:, near] = part[:, near].T.copy().T
+    return result
 
 
 def _factor(scale: np.ndarray) -> np.ndarray:
@@ -280,6 +288,16 @@ def _energy(numbers: np.ndarray) -> float:
         return found
     wide = flat.astype(np.float64)  # squares are too small or too large for float32
     return float(np.dot(wide, wide))
+
+
+def _one_magnitude(panel: np.ndarray, largest: np.ndarray) -> np.ndarray:
+    """Return which blocks of `panel` hold nothing but zeros and numbers as large as `largest`."""
+    same = _met(panel[:, 0], largest)
+    if 2 * np.count_nonzero(same) > same.size:
+        return np.stack([_met(*each).all(axis=0) for each in zip(panel, largest, strict=True)])
+    places = np.nonzero(same)  # most blocks of many magnitudes are out by their first number
+    same[places] = _met(panel[places[0], :, places[1]], largest[places][:, None]).all(axis=1)
+    return same
 
 
 def _met(numbers: np.ndarray, largest: np.ndarray) -> np.ndarray:
