@@ -12,13 +12,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnxcompress.panels import (
+    energy,
+    extremes,
+    joined,
+    one_magnitude,
+    reciprocal,
+    turned,
+    widened,
+)
+
 BITS = (2, 4, 8)
 SIZES = (16, 32, 64, 128, 256)
 _PANEL = (256, 4096)  # inputs and outputs whose scales are found together
 _TILE = (128, 512)  # inputs and outputs computed together: they stay in the processor's cache
 _SEARCHED = {2: np.linspace(1, 0.4, 13), 4: np.linspace(1, 0.7, 13), 8: np.linspace(1, 0.98, 9)}
 _LEAST = np.float32(2.0**-126)  # scales below have no finite reciprocal
-_HALF = np.array(0x8FFFE000, np.uint32).view(np.int32)  # sign, exponent and fraction of float16 in float32
 _Scale = tuple[np.ndarray, np.ndarray]  # scale, as it is stored, and zero, float32 [blocks, outputs]
 
 
@@ -109,16 +118,16 @@ class Blocks:
             panel = self._cut(weight, blocks, columns)
             if find:
                 self._find(fit, panel, blocks, columns)
-            scale = _widened(np.ascontiguousarray(fit.scale[columns, blocks].T))
+            scale = widened(np.ascontiguousarray(fit.scale[columns, blocks].T))
             zero = self._middles(scale) if fit.zero is None else fit.zero[columns, blocks].T
             zero = zero.astype(np.float32, order="C")
-            factor, stored = _factor(scale), result[columns, blocks]
+            factor, stored = reciprocal(scale), result[columns, blocks]
             for part in self._tiles(panel):
-                tile = _widened(panel[part[0], :, part[1]])
+                tile = widened(panel[part[0], :, part[1]])
                 steps = self._rounded(tile, factor[part], zero[part])
-                stored[part[::-1]] = _packed(steps, zero[part], bits).transpose(2, 0, 1)
-                signal += _energy(tile)
-                noise += _energy(self._error(tile, steps, scale[part]))
+                stored[part[::-1]] = joined(steps, zero[part], bits).transpose(2, 0, 1)
+                signal += energy(tile)
+                noise += energy(self._error(tile, steps, scale[part]))
         lost = noise > 0 and signal > 0
         return Stored(result, float(10 * np.log10(signal / noise)) if lost else 999.0)
 
@@ -146,7 +155,7 @@ class Blocks:
         if missing:
             part = np.pad(part, ((0, missing), (0, 0)))
         if part.strides[0] < part.strides[1]:  # its columns lie far apart in memory
-            part = _turned(part)
+            part = turned(part)
         return part.reshape(-1, self.size, part.shape[1])
 
     def _rounded(self, tile: np.ndarray, factor: np.ndarray, zero: np.ndarray) -> np.ndarray:
@@ -169,11 +178,11 @@ class Blocks:
 
     def _best(self, panel: np.ndarray) -> _Scale:
         """Return the scale and zero of each block of `panel` [blocks, size, outputs]."""
-        low, high = _extremes(panel)
+        low, high = extremes(panel)
         tried = list(self._scales(low, high))
         scale, zero = tried[0] if len(tried) == 1 else self._least(panel, tried)
         largest = np.maximum(-low, high)
-        same = _one_magnitude(panel, largest)
+        same = one_magnitude(panel, largest)
         if same.any():
             scale = np.where(same, self._stored(largest / np.float32(self.middle - 1)), scale)
             zero = np.where(same, np.float32(self.middle), zero)
@@ -183,11 +192,11 @@ class Blocks:
         """Return those of the `tried` scales and zeros that make the squared error of each block least."""
         scale, zero = (each.copy() for each in tried[0])
         for part in self._tiles(panel):
-            tile = _widened(panel[part[0], :, part[1]])
+            tile = widened(panel[part[0], :, part[1]])
             least = np.full(scale[part].shape, np.inf, np.float32)
             for scales, zeros in tried:
-                other, place = _widened(scales[part]), zeros[part]
-                error = self._error(tile, self._rounded(tile, _factor(other), place), other)
+                other, place = widened(scales[part]), zeros[part]
+                error = self._error(tile, self._rounded(tile, reciprocal(other), place), other)
                 with np.errstate(over="ignore"):
                     sums = np.square(error, out=error).sum(axis=1)
                 better = sums < least
@@ -208,7 +217,7 @@ class Blocks:
             return
         for factor in factors:
             scale = self._stored((high / np.float32(self.top) - low / np.float32(self.top)) * factor)
-            wide = _widened(scale)
+            wide = widened(scale)
             places = np.divide(-low * factor, wide, out=np.zeros_like(wide), where=wide > 0)
             yield scale, np.clip(np.rint(places), 0, self.top)
 
@@ -221,90 +230,6 @@ class Blocks:
         if self.dtype == np.float16:  # those of all its numbers are finite in float32
             return scale.astype(np.float16)
         return np.where(np.abs(scale) < _LEAST, np.float32(0), scale)
-
-
-def _turned(part: np.ndarray) -> np.ndarray:
-    """Return `part` [inputs, outputs], of which each column lies together, row by row."""
-    result = np.empty(part.shape, part.dtype)
-    for start in range(0, part.shape[1], _TILE[1]):
-        near = slice(start, start + _TILE[1])
-        result[:, near] = part[:, near].T.copy().T
-    return result
-
-
-def _factor(scale: np.ndarray) -> np.ndarray:
-    """Return 1 / `scale` [float32], 0 for 0."""
-    return np.float32(1) / np.where(scale == 0, np.float32(np.inf), scale)
-
-
-def _extremes(panel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the least and largest of 0 and the numbers of each block of `panel`: float32 [blocks, outputs].
-
-    Bits of larger numbers of one sign are larger integers, which numpy compares faster: as integers with a
-    sign the positive ones are above the others, without one the negative ones.
-    """
-    width = panel.dtype.itemsize
-    highest, lowest = (panel.view(f"{kind}{width}").max(axis=1).view(panel.dtype) for kind in "iu")
-    low, high = (_widened(each) for each in (lowest, highest))
-    return np.minimum(low, 0), np.maximum(high, 0)
-
-
-def _widened(numbers: np.ndarray) -> np.ndarray:
-    """Return `numbers` [any shape, float16 or float32, finite] as float32.
-
-    Of float16, bits are put where float32 has them, which numpy does by one number at a time: the exponent is
-    too small by 112 then.
-    """
-    if numbers.dtype != np.float16:
-        return numbers
-    bits = numbers.view(np.int16).astype(np.int32)
-    bits <<= 13
-    bits &= _HALF
-    result = bits.view(np.float32)
-    result *= np.float32(2.0**112)
-    return result
-
-
-def _packed(steps: np.ndarray, zero: np.ndarray, bits: int) -> np.ndarray:
-    """Return ``pack(steps + zero, bits, axis=1)`` of float32 [blocks, size, outputs] that fill bytes.
-
-    `zero` is [blocks, outputs]. What is below zero on the way is what it is modulo 256.
-    """
-    each = 8 // bits
-    whole = steps.astype(np.int16).astype(np.uint8)
-    result = whole[:, ::each]
-    for place in range(1, each):
-        result = result + whole[:, place::each] * np.uint8(1 << place * bits)
-    ones = np.uint8(sum(1 << place * bits for place in range(each)))
-    return result + (zero.astype(np.uint8) * ones)[:, None]
-
-
-def _energy(numbers: np.ndarray) -> float:
-    """Return the sum of squares of `numbers` [any shape, float32]."""
-    flat = numbers.ravel()
-    with np.errstate(over="ignore"):
-        found = float(np.dot(flat, flat))
-    if 1e-30 < found < np.inf or not flat.any():
-        return found
-    wide = flat.astype(np.float64)  # squares are too small or too large for float32
-    return float(np.dot(wide, wide))
-
-
-def _one_magnitude(panel: np.ndarray, largest: np.ndarray) -> np.ndarray:
-    """Return which blocks of `panel` hold nothing but zeros and numbers as large as `largest`."""
-    same = _met(panel[:, 0], largest)
-    if 2 * np.count_nonzero(same) > same.size:
-        return np.stack([_met(*each).all(axis=0) for each in zip(panel, largest, strict=True)])
-    places = np.nonzero(same)  # most blocks of many magnitudes are out by their first number
-    same[places] = _met(panel[places[0], :, places[1]], largest[places][:, None]).all(axis=1)
-    return same
-
-
-def _met(numbers: np.ndarray, largest: np.ndarray) -> np.ndarray:
-    """Return which `numbers` [float16 or float32] are 0 or of the magnitude of `largest` [float32]."""
-    kind = f"u{numbers.dtype.itemsize}"  # the sign is the first bit, which is shifted out
-    sizes = numbers.view(kind) << 1
-    return np.asarray((sizes == largest.astype(numbers.dtype).view(kind) << 1) | (sizes == 0))
 
 
 def pack(steps: np.ndarray, bits: int, axis: int = -1) -> np.ndarray:
