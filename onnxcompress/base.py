@@ -131,12 +131,27 @@ class Record:
     numbers: dict[str, Number] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Width:
+    """How long a model takes that keeps `channels` of those its layers make: the ratio to the whole one's.
+
+    `low` and `high` are the ratio's 95 % interval; `chosen` is what became of the model.
+    """
+
+    channels: int
+    ratio: float
+    low: float
+    high: float
+    chosen: bool = False
+
+
 class Result:
     """The rewritten model and a record of every layer looked at.
 
     A pass calls :meth:`changed` or :meth:`left` for each layer; counts and `modified` are derived from the
-    records. `numbers` are what the pass found out about the model as a whole. `replay` is the pass that does
-    the same on any machine, set by one that decided by measuring.
+    records. `numbers` are what the pass found out about the model as a whole, `widths` what it timed with
+    fewer channels, the whole model first. `replay` is the pass that does the same on any machine, set by one
+    that decided by measuring.
     """
 
     def __init__(self, model: ir.Model) -> None:
@@ -144,6 +159,7 @@ class Result:
         self.replay: Pass | None = None
         self.records: list[Record] = []
         self.numbers: dict[str, Number] = {}
+        self.widths: list[Width] = []
 
     def changed(self, layer: Named | str, what: str, **numbers: Number) -> Record:
         """Record that `layer` was changed; `what` is a past participle such as "pruned"."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxcompress.base import Context, Runtime
+from onnxcompress.base import Context, Runtime, Width
 from onnxcompress.channels import Channels, Plan, find
 from onnxcompress.channels.counts import counts
 from onnxcompress.data import random_data
@@ -100,6 +100,7 @@ class PrunedLatency:
         self.feeds = next(iter(data))
         self.whole = self.engine.prepare(clone(model))
         self.found: dict[bytes, Latency] = {}
+        self.kept: dict[bytes, int] = {}
 
     def time(self, stay: np.ndarray) -> Latency:
         """Return the latency of the model whose units `stay` [units, bool], as a ratio to the whole one's."""
@@ -108,7 +109,24 @@ class PrunedLatency:
             self.context.progress(len(self.found), None, "timing pruned models")
             pruned = clone(self.model)
             channels = find(pruned, self.context, self.exclude)
-            channels.remove(channels.plan(lambda units: stay))
+            plan = channels.plan(lambda units: stay)
+            self.kept[key] = _made(channels, plan.removal.kept)
+            channels.remove(plan)
             pair = [self.whole, self.engine.prepare(pruned)]
             self.found[key] = latencies(pair, self.feeds, budget=SECONDS, min_pairs=PAIRS)[1]
         return self.found[key]
+
+    def widths(self, chosen: np.ndarray) -> list[Width]:
+        """Return what was timed, the most channels first; units that stay [units, bool] were `chosen`."""
+        channels = find(clone(self.model), self.context, self.exclude)
+        whole = _made(channels, np.ones(channels.flow.count, bool))
+        found = [Width(whole, 1.0, 1.0, 1.0)]
+        for key, each in self.found.items():
+            width = Width(self.kept[key], each.ratio, each.low, each.high, key == chosen.tobytes())
+            found.append(width)
+        return sorted(found, key=lambda each: -each.channels)
+
+
+def _made(channels: Channels, kept: np.ndarray) -> int:
+    """Return how many of the channels that nodes make are `kept` [labels, bool]."""
+    return sum(int(kept[each.start : each.stop].sum()) for each in channels.flow.sources)

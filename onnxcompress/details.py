@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -13,9 +13,12 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from onnxcompress.analysis import analyze
+from onnxcompress.analysis.rows import spent_by_kind
 from onnxcompress.base import Context, Runtime
 from onnxcompress.data import Data
 from onnxcompress.drop import noise
+from onnxcompress.energy import Spent
 from onnxcompress.errors import CompressError
 from onnxcompress.evaluate import array, run_node
 from onnxcompress.formats.unpack import Row, ledger, unpack
@@ -73,14 +76,17 @@ class Noise:
 class Details:
     """The bytes of each part of the file `before` and `after`, and by layer the `weights` and the `noise`.
 
-    Where weights take more than 500 MB, these are empty; the ledger of a model that has no file, too. Where
-    outputs weren't compared, there is no noise.
+    `energy_before` and `energy_after` are what an inference takes on the machine compiled for, as its engine
+    computes: with decoded weights. Where weights take more than 500 MB, all but the bytes is empty; the
+    ledger of a model that has no file, too. Where outputs weren't compared, there is no noise.
     """
 
     before: list[Row] = field(default_factory=list)
     after: list[Row] = field(default_factory=list)
     weights: list[Weight] = field(default_factory=list)
     noise: list[Noise] = field(default_factory=list)
+    energy_before: list[Spent] = field(default_factory=list)
+    energy_after: list[Spent] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -122,14 +128,25 @@ def details(
     after: ir.Model | Path | None,
     models: tuple[ir.Model, ir.Model] | None,
     around: list[Noise],
+    target: str,
+    shapes: Mapping[str, tuple[int, ...]],
 ) -> Details:
     """Return what the files `before` and `after`, or models, take, the weights of `models`, and the noise.
 
     `models` are the one before the first pass, decoded, and the one after the last; both stay as they are.
-    None: not to be told.
+    Their energy is that of the machine `target` with inputs of `shapes`. None: not to be told.
     """
     rows = [ledger(each) if each is not None else [] for each in (before, after)]
-    return Details(rows[0], rows[1], list(weights(*models)) if models else [], around)
+    spent = [energy(each, target, shapes) for each in models or ()] or [[], []]
+    return Details(rows[0], rows[1], list(weights(*models)) if models else [], around, spent[0], spent[1])
+
+
+def energy(model: ir.Model, target: str, shapes: Mapping[str, tuple[int, ...]]) -> list[Spent]:
+    """Return the energy of an inference on the machine `target`; nothing where the model can't be counted."""
+    try:
+        return spent_by_kind(analyze(model, target=target, shapes=shapes).rows)
+    except CompressError:
+        return []
 
 
 def weights(before: ir.Model, after: ir.Model) -> Iterator[Weight]:

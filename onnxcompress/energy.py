@@ -54,3 +54,23 @@ class Energy:
     def numbers(self) -> dict[str, float]:
         """The figures by name."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Spent:
+    """The picojoules that all `nodes` of a `kind` take for one inference; None where nobody counts them.
+
+    `compute` are those of multiply-adds, `sram` and `dram` those of moving data within the chip and from
+    outside.
+    """
+
+    kind: str
+    nodes: int
+    compute: float | None
+    sram: float | None
+    dram: float | None
+
+    @property
+    def total(self) -> float:
+        """All picojoules that are known."""
+        return (self.compute or 0.0) + (self.sram or 0.0) + (self.dram or 0.0)

@@ -79,10 +79,10 @@ class Plan:
             state, ran = self._after(ran, state, each), ran | 1 << each
         return state.peak
 
-    def trace(self) -> list[int]:
-        """Return the bytes in use while each step runs in the file's order, a buffer taken over once."""
+    def trace(self, order: Iterable[int] | None = None) -> list[int]:
+        """Return the bytes in use while each step runs in `order` (None: the file's), one taken over once."""
         state, ran, found = self._start(), 0, []
-        for each in range(len(self.steps)):
+        for each in range(len(self.steps)) if order is None else order:
             state = self._after(ran, state._replace(peak=0), each)
             found.append(state.peak)
             ran |= 1 << each

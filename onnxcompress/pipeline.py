@@ -246,7 +246,8 @@ def compress(
     if told:
         last = Path(output) if output is not None else None if large else current
         around = [] if given is None or verify == "off" else noises(given, current, engine, samples)
-        report.details = details(source or given, last, (given, current) if given else None, around)
+        pair = (given, current) if given else None
+        report.details = details(source or given, last, pair, around, machine.name, shapes or {})
     if report_file is not None:
         write_text(report_file, report.as_json() + "\n")
     if html_file is not None:
@@ -294,7 +295,14 @@ class _Run:
         seconds = time.perf_counter() - began
         log.info("%s: done in %.2f s, %s", each, seconds, result.counts(True) or "nothing changed")
         report.steps.append(
-            Step(str(each), each.effect.value, seconds, result.records, numbers=result.numbers)
+            Step(
+                str(each),
+                each.effect.value,
+                seconds,
+                result.records,
+                numbers=result.numbers,
+                widths=result.widths,
+            )
         )
         self.current = result.model
         self.done.append(result.replay or each)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from onnxcompress.base import Number, Record, tally
+from onnxcompress.base import Number, Record, Width, tally
 from onnxcompress.details import Details, Origin
 from onnxcompress.drop import Drop
 from onnxcompress.layerwise import Passage, worst
@@ -43,6 +43,7 @@ class Step:
 
     `numbers` are what the pass found out about the model as a whole. `bytes` is what the file would take if
     this pass were the last; where weights take more than 500 MB, of the rest of it nothing counts as changed.
+    `widths` are what it timed with fewer channels, the whole model first.
     """
 
     recipe: str
@@ -52,6 +53,7 @@ class Step:
     comparison: Comparison | None = None
     numbers: dict[str, Number] = field(default_factory=dict)
     bytes: int | None = None
+    widths: list[Width] = field(default_factory=list)
 
 
 @dataclass

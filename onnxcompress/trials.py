@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from itertools import count
@@ -27,7 +27,7 @@ from onnxcompress.model import clone, load, materialise, to_proto, weight_bytes,
 from onnxcompress.parts import Stopwatch, cut, faster
 from onnxcompress.recipe import Recipe, check_schemes, parse_schemes
 from onnxcompress.registry import find_runtime
-from onnxcompress.typed import plain
+from onnxcompress.typed import plain, read
 from onnxcompress.verify import Comparison, compare
 
 if TYPE_CHECKING:
@@ -250,31 +250,36 @@ class Sensitivity:
         return json.dumps({"schema": SCHEMA, **plain(asdict(self))}, indent=2)
 
 
+def read_sensitivity(document: Mapping[str, Any], where: str) -> Sensitivity:
+    """Return what :meth:`Sensitivity.as_json` made a document of; UsageError, which begins with `where`."""
+    if document.get("schema") != SCHEMA:
+        raise UsageError(f"{where}: has the schema {document.get('schema')!r}, expected {SCHEMA}")
+    body = {name: value for name, value in document.items() if name != "schema"}
+    found: Sensitivity = read(Sensitivity, body, where)
+    restore_signs(row.comparison for row in found.rows)
+    return found
+
+
+def restore_signs(comparisons: Iterable[Comparison | None]) -> None:
+    """Put back the signs of infinite ratios of `comparisons`, which JSON has none of."""
+    for each in comparisons:
+        if each is not None and each.snr == math.inf and each.largest_difference:
+            object.__setattr__(each, "snr", -math.inf)
+
+
 def read_rows(path: Path, content: str) -> dict[tuple[str, str], Row]:
     """Return the rows of the file `path` by layer and scheme, none where it is of other content."""
     if not path.exists():
         return {}
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        if document["schema"] != SCHEMA or (document["version"], document["content"]) != (
-            onnxcompress.__version__,
-            content,
-        ):
+        head = (document["schema"], document["version"], document["content"])
+        if head != (SCHEMA, onnxcompress.__version__, content):
             return {}
-        rows = [_row(each) for each in document["rows"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        rows = read_sensitivity(document, str(path)).rows
+    except (OSError, ValueError, KeyError, TypeError, UsageError) as error:
         raise UsageError(f"{path}: is there and no report of sensitivity, expected another file") from error
     return {(row.layer, row.scheme): row for row in rows}
-
-
-def _row(entry: dict[str, Any]) -> Row:
-    found = entry.pop("comparison")
-    if found is not None:
-        if found["snr"] is None:
-            found["snr"] = -math.inf if found["largest_difference"] else math.inf
-        found["top1"] = found["top1"] and tuple(found["top1"])
-    entry["tied"] = tuple(entry["tied"])
-    return Row(**entry, comparison=found and Comparison(**found))
 
 
 def sensitivity(

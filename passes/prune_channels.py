@@ -156,17 +156,17 @@ class PruneChannels(Pass):
         plans = partial(self.removal, channels, self.scores(channels, context), multiple)
         if not (self.macs or self.parameters or self.latency):
             return plans(self.ratio)
-        result.numbers |= self.searched(channels, plans, context)
+        self.search(channels, plans, context, result)
         return plans(float(result.numbers["ratio"]))
 
     def multiple(self, channels: int) -> int:
         """Return the number a multiple of which a layer of so many `channels` keeps."""
         return self.multiple_of
 
-    def searched(
-        self, channels: Channels, plans: Callable[[float], Plan], context: Context
-    ) -> dict[str, Number]:
-        """Return the ratio that keeps the budgets, and what else is to be known to do the same again."""
+    def search(
+        self, channels: Channels, plans: Callable[[float], Plan], context: Context, result: Result
+    ) -> None:
+        """Put the ratio that keeps the budgets into `result`, and what is to be known to do it again."""
         stopwatch = None
         if self.latency:
             if context.runtime is None:
@@ -176,10 +176,12 @@ class PruneChannels(Pass):
         again = replace(self, ratio=ratio, parameters=0.0, macs=0.0, latency=0.0)
         found: dict[str, Number] = {"ratio": ratio, "repeat": str(again)}
         if stopwatch is not None:
-            time = stopwatch.time(plans(ratio).stay)
+            stay = plans(ratio).stay
+            time = stopwatch.time(stay)
+            result.widths = stopwatch.widths(stay)
             found |= {"latency": time.ratio, "latency_low": time.low, "latency_high": time.high}
             found |= {"pairs": time.pairs, "threads": context.threads}
-        return found
+        result.numbers |= found
 
     def removal(
         self, channels: Channels, score: np.ndarray, multiple: Callable[[int], int], ratio: float

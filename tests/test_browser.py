@@ -6,9 +6,13 @@ from pathlib import Path
 
 import chromium
 import pytest
-from made_reports import HOSTILE, made, real
+from made_reports import HOSTILE, TESTDATA, alone, analysis, made, outcomes, real
 
+from onnxcompress.analysis import analyze
 from onnxcompress.page import SECTIONS, page
+from onnxcompress.page.analyses import analyses_page
+from onnxcompress.page.sensitivities import sensitivities_page
+from onnxcompress.zoo.page import zoo_page
 
 pytestmark = pytest.mark.skipif(
     chromium.executable() is None, reason="no Chromium: put chromium in the path or its path in $CHROMIUM"
@@ -59,13 +63,17 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "run": page([("lenet5_digits.onnx", real())]),
         "runs": page([("first", real()), ("second", made(size=700)), (long, made(long))]),
         "hostile": page([(HOSTILE, made(HOSTILE))]),
+        "analysis": analyses_page([analyze(TESTDATA / "residual_digits.onnx", target="avx2", measure=True)]),
+        "sensitivity": sensitivities_page([("net", alone("layer", 40)), (long, alone(HOSTILE))]),
+        "zoo": zoo_page(outcomes("a/long/name/of/a/model/in/a/folder" * 4, 30)),
+        "analyses": analyses_page([analysis(HOSTILE), analysis(long, 400)], [long]),
     }
     for name, text in texts.items():
         (folder / f"{name}.html").write_text(text, encoding="utf-8")
     return {name: folder / f"{name}.html" for name in texts}
 
 
-@pytest.mark.parametrize("name", ["run", "runs", "hostile"])
+@pytest.mark.parametrize("name", ["run", "runs", "hostile", "analysis", "analyses", "sensitivity", "zoo"])
 @pytest.mark.parametrize("width", [390, 1280])
 def test_a_page_fits_its_window_in_silence(
     tab: chromium.Page, pages: dict[str, Path], name: str, width: int

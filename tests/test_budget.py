@@ -116,6 +116,12 @@ def test_a_latency_budget_is_kept_and_can_be_repeated_without_measuring(watched:
     assert float(numbers["latency_high"]) <= 0.85
     assert widths(pruned)[0] in (16, 32, 48)
     assert len(Watched.models) <= 5  # the whole one and one for each width
+    whole, *timed = result.widths
+    assert (whole.channels, whole.ratio, whole.chosen) == (80, 1.0, False)
+    assert len(timed) == len(Watched.models) - 1
+    assert [each.channels for each in timed] == sorted((each.channels for each in timed), reverse=True)
+    (chosen,) = (each for each in timed if each.chosen)
+    assert (chosen.channels, chosen.ratio) == (widths(pruned)[0] + 16, numbers["latency"])
     again = clone(made)
     (pass_,) = Recipe.parse(str(numbers["repeat"])).passes
     repeated = pass_.call(again, Context(target="avx512"))

@@ -82,7 +82,7 @@ def test_a_run_is_told_as_a_page_and_runs_are_compared(
     assert code == 0
     assert "b.json" in said
     code, said, _ = in_process(capsys, "report", "a.json", "b.json", "--html", "both.html")
-    assert (code, said) == (0, "both.html: 2 runs\n")
+    assert (code, said) == (0, "both.html: 2 reports\n")
     assert "Comparison" in Path("both.html").read_text()
     code, _, said = in_process(capsys, "report", "a.json", "--html", "a.json")
     assert code == 2
@@ -484,6 +484,25 @@ def test_sensitivity_lists_layers_and_schemes(capsys: pytest.CaptureFixture[str]
     for word in ("fc1", "quant(activations=none)", "dB"):
         assert word in said
     assert "cosine" not in said
+
+
+def test_sensitivity_goes_to_a_page_at_once_or_from_its_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, report, first = TESTDATA / "lenet300_digits.onnx", tmp_path / "a.json", tmp_path / "a.html"
+    asked = ["--eval", f"{TEST}[:64]", "--report", report, "--html", first]
+    assert in_process(capsys, "sensitivity", model, *asked)[0] == 0
+    again = tmp_path / "b.html"
+    code, said, _ = in_process(capsys, "report", report, "--html", again)
+    assert (code, said) == (0, f"{again}\n")
+    pages = [each.read_text().replace(str(name), "") for each, name in ((first, model), (again, report))]
+    assert pages[0] == pages[1]
+    code, said, _ = in_process(capsys, "report", report)
+    assert code == 0
+    assert "fc1" in said
+    code, _, said = in_process(capsys, "sensitivity", model, "--html", model)
+    assert (code, said.count("\n")) == (2, 1)
+    assert "is read by this run too" in said
 
 
 def test_a_missed_max_drop_exits_with_3_and_writes_nothing(

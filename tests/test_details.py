@@ -1,9 +1,12 @@
+from pathlib import Path
+
 import models
 import numpy as np
 import onnx_ir as ir
 import pytest
 from made_reports import TESTDATA, real
 
+from onnxcompress.analysis import analyze
 from onnxcompress.details import SHOWN, origin, spread, weights
 from onnxcompress.model import load
 from onnxcompress.pipeline import compress
@@ -45,6 +48,26 @@ def test_noise_comes_in_with_the_first_layer_that_changes() -> None:
     assert second.entering == 0
     assert second.leaving is not None
     assert 0.001 < second.leaving < 1
+
+
+def test_energy_is_told_before_and_after_for_the_machine_compiled_for(tmp_path: Path) -> None:
+    spent = []
+    for target in ("cpu", "avx2"):
+        report = compress(
+            TESTDATA / "lenet5_digits.onnx",
+            "prune-channels(ratio=0.5),encode",
+            target=target,
+            report_file=tmp_path / f"{target}.json",
+        ).report
+        assert report.details is not None
+        before, after = report.details.energy_before, report.details.energy_after
+        expected = analyze(TESTDATA / "lenet5_digits.onnx", target=target).total
+        assert sum(each.total for each in before) == pytest.approx(expected.energy)
+        assert sum(each.total for each in after) < 0.6 * sum(each.total for each in before)
+        assert sum(each.compute or 0 for each in after) > 0  # though encoded
+        assert {"Conv gemm", "Gemm gemv"} <= {each.kind for each in after}
+        spent.append(sum(each.dram or 0 for each in before))
+    assert spent[0] > spent[1] == 0  # all of it fits into the cache of avx2
 
 
 @pytest.mark.parametrize("passes", ["quant(activations=none)", "quant(equalize=false,gate=off)"])

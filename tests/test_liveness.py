@@ -81,7 +81,7 @@ def test_the_best_order_is_the_best_of_all_and_the_file_order_is_simulated_right
     assert layout.peak() == simulated(model, tuple(model.graph)) == max(layout.trace(), default=layout.peak())
     assert best.optimal
     assert best.peak == min(each for each in every if each is not None)
-    assert layout.peak(best.steps) == best.peak
+    assert layout.peak(best.steps) == best.peak == max(layout.trace(best.steps), default=best.peak)
 
 
 BRANCHES = """net (float[1] x) => (float[2] y) {
@@ -98,6 +98,8 @@ def test_an_order_that_ends_one_branch_before_the_next_takes_less() -> None:
     best = layout.best()
     assert best.peak == 4 * (1 + 8 + 1)
     assert [layout.steps[each].node.op_type for each in best.steps][:2] == ["Concat", "ReduceSum"]
+    assert layout.trace() == [36, 68, 68, 40, 16]
+    assert layout.trace(best.steps) == [36, 40, 40, 40, 16]
 
 
 def test_a_narrow_search_is_never_worse_than_the_file_and_says_it_is_no_proof() -> None:

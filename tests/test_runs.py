@@ -4,11 +4,11 @@ import math
 from pathlib import Path
 
 import pytest
-from made_reports import comparison, made
+from made_reports import alone, comparison, made
 
 from onnxcompress.errors import UsageError
 from onnxcompress.report import SCHEMA, Report
-from onnxcompress.runs import read_report
+from onnxcompress.runs import read_report, read_reports
 
 
 def written(folder: Path, report: Report) -> Path:
@@ -27,6 +27,24 @@ def test_a_report_is_read_back_as_it_was(tmp_path: Path, snr: float) -> None:
     assert read_report(written(tmp_path, report)) == report
 
 
+def test_a_report_of_sensitivity_is_read_back_as_it_was(tmp_path: Path) -> None:
+    found = alone()
+    worst = comparison(snr=-math.inf, largest_difference=1.0)
+    rows = (dataclasses.replace(found.rows[0], comparison=worst), *found.rows[1:])
+    found = dataclasses.replace(found, rows=rows)
+    path = tmp_path / "a.json"
+    path.write_text(found.as_json())
+    assert read_report(path) == found
+    assert read_reports([str(path)]) == ([], [(str(path), found)])
+
+
+def test_runs_and_sensitivity_do_not_go_together(tmp_path: Path) -> None:
+    run, other = written(tmp_path, made()), tmp_path / "b.json"
+    other.write_text(alone().as_json())
+    with pytest.raises(UsageError, match=r"b\.json: is about sensitivity, expected a run's as .*a\.json is"):
+        read_reports([str(run), str(other)])
+
+
 WRONG: dict[str, tuple[str | bytes, str]] = {
     "no JSON": ("schema", "is no JSON"),
     "no text": (b"\xff\xfe\x00", "is no JSON"),
@@ -34,6 +52,8 @@ WRONG: dict[str, tuple[str | bytes, str]] = {
     "an array": ("[]", "is no report"),
     "another document": ('{"rows": []}', "is no report"),
     "an earlier schema": ('{"schema": 1}', f"has the schema 1, expected {SCHEMA}"),
+    "sensitivity of another schema": ('{"schema": 7, "content": ""}', "has the schema 7, expected 1"),
+    "a part of sensitivity": ('{"schema": 1, "content": ""}', "has no version"),
     "a part": (json.dumps({"schema": SCHEMA, "version": "1"}), "has no recipe"),
     "a wrong field": (
         json.dumps({"schema": SCHEMA, "before": {"bytes": "1"}}),

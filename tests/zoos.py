@@ -64,7 +64,7 @@ def small_jobs(count: int, passes: str = "prune(sparsity={})") -> list[Job]:
 def made(out: Path) -> dict[str, str]:
     """Return the models below `out` and their hashes; whatever else is left there is an error."""
     files = [each for each in out.rglob("*") if each.is_file() and ".zoo" not in each.parts]
-    known = (".onnx", ".onnx.data", ".json", "summary.md", "summary.csv")
+    known = (".onnx", ".onnx.data", ".json", ".html", "summary.md", "summary.csv")
     assert not [each for each in files if not each.name.endswith(known)]
     assert not list((out / ".zoo").glob("runs/*/*/made/*"))
     return {str(each.relative_to(out)): digest(each) for each in files if each.suffix == ".onnx"}

@@ -43,7 +43,8 @@ def main() -> None:
         outcomes = compress_many(manifest.jobs, out=manifest.out, resume=True)
     except CompressError as error:
         sys.exit(str(error))
-    write_summary(outcomes, manifest.out)
+    for note in write_summary(outcomes, manifest.out):
+        print(note)
     print(markdown(outcomes))
 
 

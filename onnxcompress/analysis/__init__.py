@@ -30,14 +30,17 @@ RATIOS = ("energy", "macs_per_parameter", "macs_per_activation", "intensity")
 class Memory:
     """Bytes that activations take at most: in the file's order, and in the best one found.
 
-    `order` are the names of the nodes in that one, `optimal` says that no order takes less. `unsized` values
-    whose size isn't known are left out.
+    `order` are the names of the nodes in that one and `live` the bytes in use while each runs; `file_live`
+    are those in the file's order. Nodes that make views of what there is are in neither. `optimal` says that
+    no order takes less. `unsized` values whose size isn't known are left out.
     """
 
     file_order: int
     best_order: int
     optimal: bool
     order: list[str]
+    live: list[int]
+    file_live: list[int]
     unsized: int = 0
 
 
@@ -188,6 +191,8 @@ def _memory(layout: Plan, settled: Settled) -> Memory:
         best.peak,
         best.optimal,
         [layout.steps[each].node.name or "" for each in best.steps],
+        layout.trace(best.steps),
+        layout.trace(),
         sum(bytes_of(value) is None for value in values if value.uses() or value.is_graph_output()),
     )
 

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnxcompress.analysis.settle import Settled
 from onnxcompress.cost import GATES, PRODUCTS, node_cost
 from onnxcompress.crossbar import WEIGHT_BITS, Crossbars, crossbars
-from onnxcompress.energy import Energy
+from onnxcompress.energy import Energy, Spent
 from onnxcompress.layers import constant
 from onnxcompress.liveness import read_by
 from onnxcompress.model import MappedTensor
@@ -65,6 +65,13 @@ class Row:
     measured_with: str | None = None
     crossbars: Crossbars | None = None
     unknown: str | None = None  # why counts are None
+
+    @property
+    def kind(self) -> str:
+        """What nodes alike are called: the operator, whether it multiplies a vector, and bits where few."""
+        return " ".join(
+            filter(None, (self.op, self.matrix, f"int{self.bits}" if self.macs and self.bits <= 8 else ""))
+        )
 
     @property
     def energy(self) -> float | None:
@@ -220,6 +227,20 @@ def spend(row: Row, energy: Energy, machine: Machine | None, off_chip: int) -> N
         computing, moving = machine.seconds(row.macs, row.bits, off_chip)
         row.roofline_seconds = max(computing, moving)
         row.bound = ("compute" if computing >= moving else "memory") if row.roofline_seconds else None
+
+
+def spent_by_kind(rows: Iterable[Row]) -> list[Spent]:
+    """Return the energy of nodes by their kind, the most first; kinds that take none are left out."""
+    kinds: dict[tuple[str, bool], list[Row]] = {}
+    for row in rows:
+        kinds.setdefault((row.kind, row.energy is None), []).append(row)
+    found = []
+    for (kind, unknown), alike in kinds.items():
+        names = ("compute_energy", "sram_energy", "dram_energy")
+        parts = [None if unknown else sum(getattr(row, name) for row in alike) for name in names]
+        if unknown or sum(filter(None, parts)):
+            found.append(Spent(kind, len(alike), *parts))
+    return sorted(found, key=lambda each: -each.total)
 
 
 def bytes_of(value: ir.Value) -> int | None:

@@ -17,6 +17,21 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
+MODEL_HEADS = ("params", "MACs", "written", "peak", "footprint", "MACs/P", "MACs/A", "energy")
+
+
+class Unit(NamedTuple):
+    """What figures are told in: its name, and how many of what is counted it is."""
+
+    name: str
+    size: float
+
+
+COUNTS = (Unit("G", 10**9), Unit("M", 10**6), Unit("k", 10**3), Unit("", 1))
+SECONDS = (Unit("s", 1), Unit("ms", 1e-3), Unit("us", 1e-6))
+PICOJOULES = (Unit("J", 1e12), Unit("mJ", 1e9), Unit("uJ", 1e6), Unit("nJ", 1e3))
+
+
 class Correlation(NamedTuple):
     """How two figures of several models go together: from -1 to 1; None where one is always the same."""
 
@@ -121,34 +136,33 @@ def model_tables(analysis: Analysis) -> Iterator[RenderableType]:
     from rich.text import Text
 
     summary = Table("", "", "", title=Text(analysis.source), title_justify="left", show_header=False)
-    for figure in _figures(analysis):
+    for figure in figures(analysis):
         summary.add_row(*map(Text, figure))
     yield summary
-    timed = [analysis.machine is not None, analysis.total.seconds is not None]
-    heads = ["params", "MACs", "written", "MACs/B", "energy"]
-    heads += [head for head, known in zip(("roofline", "measured"), timed, strict=True) if known]
     table = Table(box=None, pad_edge=False)
     table.add_column("node", overflow="fold", min_width=14)
-    for head in heads:
+    for head in heads(analysis):
         table.add_column(head, justify="right", no_wrap=True)
-    others = []
-    for row in analysis.rows:
-        if not (row.parameters or row.macs or row.unknown):
-            others.append(row)
-        else:
-            op = f"{row.op} {row.matrix or ''}" + (f" int{row.bits}" if row.macs and row.bits <= 8 else "")
-            table.add_row(Text(f"{row.name} {op}"), *_cells(row, timed))
-    if others:
-        table.add_row(f"{len(others)} others", *_cells(_together(others), timed))
-    table.add_row("all", *_cells(analysis.total, timed))
+    for row in filter(matters, analysis.rows):
+        table.add_row(Text(f"{row.name} {row.kind}"), *cells(row, analysis))
+    if others := [row for row in analysis.rows if not matters(row)]:
+        table.add_row(f"{len(others)} others", *cells(together(others), analysis))
+    table.add_row("all", *cells(analysis.total, analysis))
     yield table
 
 
-def _together(rows: Iterable[Row]) -> Row:
-    """Return nodes without weights and products as one."""
+def matters(row: Row) -> bool:
+    """Return whether a node has a line of its own: it holds weights, multiplies, or isn't counted."""
+    return bool(row.parameters or row.macs or row.unknown)
+
+
+def together(rows: Iterable[Row]) -> Row:
+    """Return the sums of what is known of `rows` as one."""
     rows = list(rows)
     found = Row("", "", macs=0)
     for name in (
+        "parameters",
+        "macs",
         "written",
         "moved_bytes",
         "compute_energy",
@@ -161,20 +175,31 @@ def _together(rows: Iterable[Row]) -> Row:
     return found
 
 
-def _cells(row: Row, timed: Sequence[bool]) -> list[str]:
-    """Return the figures of a line of the table of nodes."""
-    cells = [short(row.parameters)]
+def heads(analysis: Analysis) -> list[str]:
+    """Return the heads of the figures that nodes of `analysis` have."""
+    timed = zip(("roofline", "measured"), _timed(analysis), strict=True)
+    return ["params", "MACs", "written", "MACs/B", "energy", *(head for head, known in timed if known)]
+
+
+def _timed(analysis: Analysis) -> tuple[bool, bool]:
+    """Return whether there is a roofline, and whether nodes were timed."""
+    return analysis.machine is not None, analysis.total.seconds is not None
+
+
+def cells(row: Row, analysis: Analysis) -> list[str]:
+    """Return the figures of a line of the table of nodes, one under each of the :func:`heads`."""
+    timed, found = _timed(analysis), [short(row.parameters)]
     if row.unknown and row.macs is None:
-        return [*cells, "?", "?", "?", "?", *("?" for known in timed if known)]
+        return [*found, "?", "?", "?", "?", *("?" for known in timed if known)]
     intensity = three_digits(row.intensity) if row.intensity else ""
-    cells += [short(row.macs or 0), short(row.written or 0), intensity, joules(row.energy or 0)]
+    found += [short(row.macs or 0), short(row.written or 0), intensity, joules(row.energy or 0)]
     bound = f" {row.bound[0].upper()}" if row.bound else ""
     measured = "" if row.measured_with or row.seconds is None else duration(row.seconds)
     both = (duration(row.roofline_seconds or 0) + bound, measured)
-    return cells + [cell for cell, known in zip(both, timed, strict=True) if known]
+    return found + [cell for cell, known in zip(both, timed, strict=True) if known]
 
 
-def _figures(analysis: Analysis) -> Iterator[tuple[str, str, str]]:
+def figures(analysis: Analysis) -> Iterator[tuple[str, str, str]]:
     """Yield the figures of a whole model: what, how much, and a remark."""
     total, memory = analysis.total, analysis.memory
     shapes = "; ".join(f"{name} {'x'.join(map(str, dims))}" for name, dims in analysis.shapes.items())
@@ -220,43 +245,49 @@ def models_table(analyses: Iterable[Analysis]) -> RenderableType:
 
     table = Table(box=None, pad_edge=False)
     table.add_column("model", overflow="fold")
-    for head in ("params", "MACs", "written", "peak", "footprint", "MACs/P", "MACs/A", "energy"):
+    for head in MODEL_HEADS:
         table.add_column(head, justify="right", no_wrap=True)
     for each in analyses:
-        total = each.total
-        ratios = (total.macs_per_parameter, total.macs_per_activation)
-        table.add_row(
-            Text(Path(each.source).name),
-            short(total.parameters),
-            short(total.macs or 0),
-            short(total.written or 0),
-            count_bytes(each.memory.best_order),
-            count_bytes(each.footprint),
-            *("" if ratio is None else three_digits(ratio) for ratio in ratios),
-            joules(total.energy or 0),
-        )
+        table.add_row(Text(Path(each.source).name), *model_cells(each))
     return table
+
+
+def model_cells(analysis: Analysis) -> list[str]:
+    """Return the figures of a whole model, one under each of MODEL_HEADS."""
+    total = analysis.total
+    ratios = (total.macs_per_parameter, total.macs_per_activation)
+    return [
+        short(total.parameters),
+        short(total.macs or 0),
+        short(total.written or 0),
+        count_bytes(analysis.memory.best_order),
+        count_bytes(analysis.footprint),
+        *("" if ratio is None else three_digits(ratio) for ratio in ratios),
+        joules(total.energy or 0),
+    ]
+
+
+def unit_of(value: float, units: Sequence[Unit]) -> Unit:
+    """Return the largest of `units`, given from large to small, that `value` has one of; else the last."""
+    return next((unit for unit in units if value >= unit.size), units[-1])
 
 
 def short(count: int) -> str:
     """Return a count for people, with three digits: 788, 1.24k, 349M, 3.08G."""
-    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
-        if count >= size:
-            return f"{three_digits(count / size)}{unit}"
-    return str(count)
+    unit = unit_of(count, COUNTS)
+    return f"{three_digits(count / unit.size)}{unit.name}" if unit.name else str(count)
 
 
 def duration(seconds: float) -> str:
     """Return a time for people, in us, ms or s."""
-    for unit, size in (("s", 1), ("ms", 1e-3)):
-        if seconds >= size:
-            return f"{three_digits(seconds / size)} {unit}"
-    return f"{three_digits(seconds / 1e-6)} us" if seconds else "0"
+    return _told(seconds, SECONDS)
 
 
 def joules(picojoules: float) -> str:
     """Return an energy for people, in nJ, uJ, mJ or J."""
-    for unit, size in (("J", 1e12), ("mJ", 1e9), ("uJ", 1e6)):
-        if picojoules >= size:
-            return f"{three_digits(picojoules / size)} {unit}"
-    return f"{three_digits(picojoules / 1e3)} nJ" if picojoules else "0"
+    return _told(picojoules, PICOJOULES)
+
+
+def _told(value: float, units: Sequence[Unit]) -> str:
+    unit = unit_of(value, units)
+    return f"{three_digits(value / unit.size)} {unit.name}" if value else "0"

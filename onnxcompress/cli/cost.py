@@ -40,12 +40,14 @@ from onnxcompress.target import NAMES
 )
 @click.option("--json", "json_file", type=Path, help="Write everything to this file as JSON.")
 @click.option("--csv", "csv_file", type=Path, help="Write a line for each node to this file.")
+@click.option("--html", "html_file", type=Path, help="Write a page for a browser to this file.")
 def analyze(
     models: Sequence[str],
     shapes: Sequence[tuple[str, tuple[int, ...]]],
     correlate: Sequence[str],
     json_file: Path | None,
     csv_file: Path | None,
+    html_file: Path | None,
     flash: int | None,
     sram: int | None,
     energy: str | None,
@@ -60,8 +62,12 @@ def analyze(
     from onnxcompress.crossbar import array_size
     from onnxcompress.energy import Energy
     from onnxcompress.model import write_text
+    from onnxcompress.page import page_template
+    from onnxcompress.page.analyses import analyses_page
 
-    tables.check_outputs([json_file, csv_file], models)
+    tables.check_outputs([json_file, csv_file, html_file], models)
+    if html_file is not None:
+        page_template()  # what is missing for the page is told now
     figures = Energy().with_figures(energy) if energy else Energy()
     size = array_size(crossbar) if crossbar else None
     machine = find_machine(target, threads)
@@ -83,12 +89,15 @@ def analyze(
     for path, text in ((json_file, tables.document(found, pairs)), (csv_file, tables.spreadsheet(found))):
         if path is not None:
             write_text(path, text)
+    lines = [*map(str, pairs), *(f"{source}: {fit}" for source, fit in fits)]
+    if html_file is not None:
+        write_text(html_file, analyses_page(found, lines))
     for each in found:
         say_notes(f"{each.source}: {note}" for note in each.notes)
     console = terminal()
     for table in tables.model_tables(found[0]) if len(found) == 1 else [tables.models_table(found)]:
         console.print(table)
-    for line in [*map(str, pairs), *(f"{source}: {fit}" for source, fit in fits)]:
+    for line in lines:
         console.print(line, markup=False, soft_wrap=True)
     if over := [f"{source}: {fit}" for source, fit in fits if not fit.fits]:
         raise BoundError("; ".join(over))

@@ -76,24 +76,35 @@ def bench(models: Sequence[str], seconds: float, **options: Any) -> None:
     type=Path,
     help="Write the figures to this file as JSON; what it holds already isn't measured again.",
 )
+@click.option("--html", "html_file", type=Path, help="Write a page for a browser to this file.")
 def sensitivity(
     source: str,
     check_rtol: float | None,
     check_atol: float | None,
     metric: str | None,
     shapes: Sequence[tuple[str, tuple[int, ...]]],
+    html_file: Path | None,
     **options: Any,
 ) -> None:
     """Print what a model loses when each layer alone is compressed, and what that saves."""
+    from onnxcompress.model import write_text
+    from onnxcompress.page import page_template
+    from onnxcompress.page.sensitivities import sensitivities_page
     from onnxcompress.report import sensitivity_table
+    from onnxcompress.request import check_targets
     from onnxcompress.trials import sensitivity as measure
     from onnxcompress.verify import check_metric
 
     check_metric(metric)
+    if html_file is not None:
+        page_template()  # what is missing for the page is told now
+    check_targets([html_file, options["report_file"]], [Path(source)])
     if options["evaluation"] is None and options["data"] is None:
         say_notes(["random inputs: they tell nothing about accuracy"])
     with progress_bar() as progress:
         found = measure(source, shapes=dict(shapes), progress=progress, **options)
+    if html_file is not None:
+        write_text(html_file, sensitivities_page([(source, found)]))
     terminal().print(sensitivity_table(found.rows, metric))
 
 

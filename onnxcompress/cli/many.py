@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from onnxcompress.cli.terminal import fail, terminal
+from onnxcompress.cli.terminal import fail, say_notes, terminal
 from onnxcompress.errors import UsageError
 
 
@@ -15,19 +15,22 @@ from onnxcompress.errors import UsageError
 @click.argument("files", nargs=-1, required=True, metavar="A.json [B.json ...]")
 @click.option("--html", "html_file", type=Path, help="Write a page for a browser to this file.")
 def report(files: Sequence[str], html_file: Path | None) -> None:
-    """Compare runs by the files that --report wrote: in the terminal, or on a page."""
+    """Show what --report wrote, of runs side by side or of sensitivity: in the terminal, or on a page."""
     from onnxcompress.model import write_text
     from onnxcompress.page import page
-    from onnxcompress.runs import read_report, runs_table
+    from onnxcompress.page.sensitivities import sensitivities_page
+    from onnxcompress.report import sensitivity_table
+    from onnxcompress.runs import read_reports, runs_table
 
-    found = [(each, read_report(Path(each))) for each in files]
+    runs, alone = read_reports(files)
     if html_file is None:
-        terminal().print(runs_table(found))
+        for table in [runs_table(runs)] if runs else [sensitivity_table(each.rows) for _, each in alone]:
+            terminal().print(table)
         return
     if any(html_file.exists() and html_file.samefile(each) for each in files):
         raise UsageError(f"{html_file}: is read by this run too, expected another file")
-    write_text(html_file, page(found))
-    click.echo(f"{html_file}: {len(found)} runs" if len(found) > 1 else str(html_file))
+    write_text(html_file, page(runs) if runs else sensitivities_page(alone))
+    click.echo(f"{html_file}: {len(files)} reports" if len(files) > 1 else str(html_file))
 
 
 @click.command()
@@ -51,9 +54,10 @@ def zoo(
     """Compress many models by many recipes, as a manifest says (docs/zoo.md)."""
     from onnxcompress.zoo import compress_many
     from onnxcompress.zoo.engines import open_engine
+    from onnxcompress.zoo.figures import tally
     from onnxcompress.zoo.jobs import check_done
     from onnxcompress.zoo.manifest import read_manifest
-    from onnxcompress.zoo.summary import tally, write_summary
+    from onnxcompress.zoo.summary import write_summary
     from onnxcompress.zoo.watch import watching
 
     wanted = read_manifest(manifest, out)
@@ -62,6 +66,6 @@ def zoo(
             outcomes = compress_many(wanted.jobs, executor, out=wanted.out, resume=resume, watch=watch)
     except KeyboardInterrupt:
         fail("interrupted; --resume goes on with what isn't finished", 130)
-    write_summary(outcomes, wanted.out)
+    say_notes(write_summary(outcomes, wanted.out))
     click.echo(f"{wanted.out / 'summary.md'}: {tally(outcomes)}")
     check_done(outcomes)

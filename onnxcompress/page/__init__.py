@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ SECTIONS = {
     "passes": "Size by pass",
     "bytes": "Bytes by tensor",
     "quality": "Accuracy and latency",
+    "staircase": "Latency by channels kept",
+    "energy": "Energy by kind of layer",
     "layers": "Error by layer",
     "sensitivity": "Sensitivity of layers",
     "weights": "Sparsity and values of weights",
@@ -35,37 +38,55 @@ def page(reports: Sequence[tuple[str, Report]]) -> str:
     Long tables are cut where there are many runs, the largest first; the page says so. UsageError where
     jinja2 is not installed.
     """
-    template = page_template()
     from onnxcompress.page.comparison import compared
     from onnxcompress.page.run import Run
 
     most = max(FEWEST, ROWS // len(reports))
     runs = [Run(f"run-{number}", title, each, most) for number, (title, each) in enumerate(reports, 1)]
-    text: str = template.render(
-        title=f"onnxcompress: {runs[0].title if len(runs) == 1 else f'{len(runs)} runs'}",
-        version=onnxcompress.__version__,
-        style=files(__package__).joinpath("style.css").read_text(encoding="utf-8"),
-        runs=runs,
-        compared=compared(runs) if len(runs) > 1 else None,
+    title = f"onnxcompress: {runs[0].title if len(runs) == 1 else f'{len(runs)} runs'}"
+    return render(
+        "runs.html.jinja", title, {"runs": runs, "compared": compared(runs) if len(runs) > 1 else None}
     )
+
+
+def render(template: str, title: str, content: Mapping[str, object]) -> str:
+    """Return the page that the file `template` of this folder makes of `content`.
+
+    UsageError where jinja2 is not installed.
+    """
+    style = files(__package__).joinpath("style.css").read_text(encoding="utf-8")
+    frame = {"title": title, "version": onnxcompress.__version__, "style": style}
+    text: str = page_template(template).render(frame | dict(content))
     return text.lstrip().encode("utf-8", "replace").decode("utf-8")  # names may hold halves of characters
 
 
-def page_template() -> jinja2.Template:
-    """Return the template of the page; UsageError where jinja2 is not installed."""
+def page_template(name: str = "frame.html.jinja") -> jinja2.Template:
+    """Return the template in the file `name` of this folder; UsageError where jinja2 is not installed."""
     try:
-        import jinja2
+        import jinja2  # noqa: F401
     except ImportError as error:
         raise UsageError(
             "html: jinja2 is not installed, expected pip install onnxcompress[report]"
         ) from error
+    return _environment().get_template(name)
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    import jinja2
+
     environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        loader=jinja2.FunctionLoader(
+            lambda name: files(__package__).joinpath(name).read_text(encoding="utf-8")
+        ),
     )
     environment.filters |= {"bytes": count_bytes, "likeness": likeness, "did": _did}
     environment.globals |= {"SECTIONS": SECTIONS, "SHOWN_NAMES": NAMES}
-    source = files(__package__).joinpath("page.html.jinja").read_text(encoding="utf-8")
-    return environment.from_string(source)
+    return environment
 
 
 def _did(step: Step) -> str:

@@ -6,7 +6,7 @@ What a chart shows, a table beside it or its text alternative says, too. Series 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 from xml.etree import ElementTree
 
@@ -21,12 +21,13 @@ _DASHES = ("none", "6 3", "2 3", "8 3 2 3")
 
 
 class Point(NamedTuple):
-    """A point of a scatter plot; one that no other beats in both axes is `best`."""
+    """A point of a plot; one that no other beats in both axes, or that was chosen, is `best`."""
 
     label: str
     x: float
     y: float
     best: bool = False
+    interval: tuple[float, float] | None = None  # of y
 
 
 class Axis(NamedTuple):
@@ -43,6 +44,11 @@ class Axis(NamedTuple):
         room = 0.06 * (high - low) or abs(high) * 0.1 or 1.0
         return Axis(title, 0.0 if zero and low == 0 else low - room, high + room)
 
+    @staticmethod
+    def above(title: str, values: Sequence[float]) -> Axis:
+        """Return an axis from zero on that holds `values`, none of them negative."""
+        return Axis(title, 0.0, 1.06 * max(values) or 1.0)
+
     def share(self, value: float) -> float:
         """Return the place of `value` between the ends, 0 to 1."""
         return (value - self.low) / (self.high - self.low)
@@ -58,14 +64,21 @@ class Axis(NamedTuple):
 
 
 def scatter(points: Sequence[Point], across: Axis, up: Axis, summary: str) -> str:
-    """Return a scatter plot; the best points are filled and joined by a line, close ones share a label."""
+    """Return a scatter plot; the best points are filled and joined by a line, close ones share a label.
+
+    Points without a label are dots.
+    """
     drawing = _plot(across, up, summary)
     best = sorted((point for point in points if point.best), key=lambda point: point.x)
     if len(best) > 1:
         path = _path(_place(across, up, point.x, point.y) for point in best)
         _add(drawing, "polyline", {"class": "front", "points": path})
+    dots = [_place(across, up, point.x, point.y) for point in points if not point.label]
+    path = "".join(dict.fromkeys(f"M{_f(x)} {_f(y)}h0" for x, y in dots))
+    _add(drawing, "path", {"class": "dots", "d": path})
     labels: list[tuple[float, float, list[str]]] = []
-    for point in points:
+    named = (point for point in points if point.label)
+    for point in sorted(named, key=lambda point: point.best):  # the best are drawn last, above the others
         x, y = _place(across, up, point.x, point.y)
         _add(
             drawing,
@@ -79,20 +92,58 @@ def scatter(points: Sequence[Point], across: Axis, up: Axis, summary: str) -> st
             labels.append((x, y, [point.label]))
     for x, y, texts in labels:
         shift, anchor = (8, "start") if x < (LEFT + WIDTH) / 2 else (-8, "end")
-        _write(drawing, ", ".join(texts), x + shift, y - 5, anchor, "mark")
+        _write(drawing, ", ".join(texts), x + shift, y - 5, "mark", anchor)
     return _text(drawing)
 
 
 def lines(series: Sequence[Sequence[Place]], across: Axis, up: Axis, summary: str) -> str:
-    """Return curves through points; each has its own dash and number."""
+    """Return curves through points; where there are several, each has its own dash and number."""
     drawing = _plot(across, up, summary)
     for number, values in enumerate(series, 1):
         places = [_place(across, up, x, y) for x, y in values]
         dash = _DASHES[(number - 1) % len(_DASHES)]
         _add(drawing, "polyline", {"class": "curve", "stroke-dasharray": dash, "points": _path(places)})
         end, anchor = (places[-1], "end") if number % 2 else (places[0], "start")
-        _write(drawing, str(number), end[0], end[1] - 5, anchor, "mark")
+        if len(series) > 1:
+            _write(drawing, str(number), end[0], end[1] - 5, "mark", anchor)
     return _text(drawing)
+
+
+def columns(values: Sequence[float], across: str, up: Axis, summary: str) -> str:
+    """Return a column for each of `values`, the first being number 1; `up` begins at zero."""
+    axis = Axis(across, 0.5, len(values) + 0.5)
+    drawing = _plot(axis, up, summary)
+    parts = []
+    for place, value in enumerate(values, 1):
+        if value:
+            left, floor = _place(axis, up, place - 0.45, 0.0)
+            right, top = _place(axis, up, place + 0.45, value)
+            parts.append(f"M{_f(left)} {_f(floor)}V{_f(top)}H{_f(right)}V{_f(floor)}Z")
+    _add(drawing, "path", {"class": "column", "d": "".join(parts)})
+    return _text(drawing)
+
+
+def staircase(points: Sequence[Point], across: Axis, up: Axis, summary: str) -> str:
+    """Return points with their intervals, joined by a line from left to right; the best one is filled."""
+    drawing = _plot(across, up, summary)
+    ordered = sorted(points, key=lambda point: point.x)
+    path = _path(_place(across, up, point.x, point.y) for point in ordered)
+    _add(drawing, "polyline", {"class": "curve", "points": path})
+    for point in ordered:
+        if point.interval is not None:
+            _line(drawing, "interval", *(_place(across, up, point.x, y) for y in point.interval))
+        x, y = _place(across, up, point.x, point.y)
+        name = "best" if point.best else "point"
+        _add(drawing, "circle", {"class": name, "cx": _f(x), "cy": _f(y), "r": "5" if point.best else "3"})
+        if point.label:
+            _write(drawing, point.label, x - 8, y - 6, "mark", "end")
+    return _text(drawing)
+
+
+def grouped(values: Sequence[float], most: int, together: Callable[[Sequence[float]], float]) -> list[float]:
+    """Return at most `most` numbers: what `together` makes of each run of equally many of `values`."""
+    size = max(1, -(-len(values) // most))
+    return [together(values[start : start + size]) for start in range(0, len(values), size)]
 
 
 def histogram(before: Values | None, after: Values | None, summary: str) -> str:
@@ -124,16 +175,19 @@ def _outline(values: Values, low: float, wide: float, tall: float, floor: float)
 def _plot(across: Axis, up: Axis, summary: str) -> ElementTree.Element:
     drawing = _drawing(WIDTH, HEIGHT, summary, "plot")
     bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
+    grid = _add(drawing, "path", {"class": "grid"})
+    path = []
     for value, text in across.ticks():
         x, _ = _place(across, up, value, up.low)
-        _line(drawing, "grid", (x, TOP), (x, bottom))
-        _write(drawing, text, x, bottom + 15, "middle", "tick")
+        path.append(f"M{_f(x)} {TOP}V{bottom}")
+        _write(drawing, text, x, bottom + 15, "tick")
     for value, text in up.ticks():
         _, y = _place(across, up, across.low, value)
-        _line(drawing, "grid", (LEFT, y), (right, y))
-        _write(drawing, text, LEFT - 6, y + 4, "end", "tick")
-    _write(drawing, across.title, (LEFT + right) / 2, HEIGHT - 6, "middle", "axis")
-    title = _write(drawing, up.title, 0, 0, "middle", "axis")
+        path.append(f"M{LEFT} {_f(y)}H{right}")
+        _write(drawing, text, LEFT - 6, y + 4, "side")
+    grid.set("d", "".join(path))
+    _write(drawing, across.title, (LEFT + right) / 2, HEIGHT - 6, "axis")
+    title = _write(drawing, up.title, 0, 0, "axis")
     title.set("transform", f"translate(12 {(TOP + bottom) / 2}) rotate(-90)")
     return drawing
 
@@ -159,9 +213,12 @@ def _line(parent: ElementTree.Element, name: str, start: Place, end: Place) -> N
 
 
 def _write(
-    parent: ElementTree.Element, text: str, x: float, y: float, anchor: str, name: str
+    parent: ElementTree.Element, text: str, x: float, y: float, name: str, anchor: str | None = None
 ) -> ElementTree.Element:
-    label = _add(parent, "text", {"class": name, "x": _f(x), "y": _f(y), "text-anchor": anchor})
+    """Add text; where no `anchor` is given, the style of the page has one for its class `name`."""
+    label = _add(parent, "text", {"class": name, "x": _f(x), "y": _f(y)})
+    if anchor is not None:
+        label.set("text-anchor", anchor)
     label.text = text
     return label
 
@@ -181,9 +238,9 @@ def _text(drawing: ElementTree.Element) -> str:
 
 def best(points: Iterable[tuple[float, float]]) -> list[bool]:
     """Return which of `points` no other one beats, less being better in both numbers."""
-    given = list(points)
-    return [not any(_beats(other, each) for other in given) for each in given]
-
-
-def _beats(other: tuple[float, float], each: tuple[float, float]) -> bool:
-    return other != each and other[0] <= each[0] and other[1] <= each[1]
+    given, front, least = list(points), set(), math.inf
+    for x, y in sorted(given):
+        if y < least or (x, y) in front:
+            front.add((x, y))
+            least = y
+    return [each in front for each in given]

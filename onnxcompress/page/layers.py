@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from onnxcompress.base import Width
 from onnxcompress.details import Noise
-from onnxcompress.page.charts import Axis, Place, lines
+from onnxcompress.page.charts import Axis, Place, Point, lines, staircase
 from onnxcompress.report import count_bytes, decibels
-from onnxcompress.trials import Mixed
+from onnxcompress.trials import Row
+from onnxcompress.verify import Comparison
 
 FEWEST = 50  # points of a curve that there may be always
 
@@ -24,11 +26,13 @@ class Curves(NamedTuple):
 class Trial(NamedTuple):
     """What a scheme does to a layer alone; `remark` says that the recipe has it, or why it can't."""
 
+    number: int
     layer: str
     scheme: str
     saved: str
     snr: str
     agreement: str
+    top1: str
     remark: str
 
 
@@ -40,28 +44,87 @@ def noise_curves(rows: Sequence[Noise], most: int) -> Curves | None:
     return _curves([entering, leaving], ["entering the layer", "leaving it"], "layer", caption, most)
 
 
-def sensitivity_curves(mixed: Mixed, most: int) -> Curves | None:
+def sensitivity_curves(rows: Sequence[Row], most: int) -> Curves | None:
     """Return for each scheme the signal-to-noise ratio of the outputs, the layer that hurts most first."""
-    found: dict[str, list[float]] = {}
-    for row in mixed.rows:
-        if row.comparison is not None and math.isfinite(row.comparison.snr):
-            found.setdefault(row.scheme, []).append(row.comparison.snr)
-    series = [list(enumerate(sorted(values), 1)) for values in found.values()]
+    found = _by_scheme(rows, _snr)
+    series = [list(enumerate(sorted(value for _, value in points), 1)) for points in found.values()]
     caption = "Signal to noise of the outputs with one layer changed, the layer that hurts most first."
     return _curves(series, list(found), "layers", caption, most)
 
 
-def trials(mixed: Mixed) -> list[Trial]:
-    """Return what each scheme does to each layer, in the order of the model."""
-    rows = []
-    for row in mixed.rows:
-        found, chosen = row.comparison, mixed.schemes.get(row.layer) == row.scheme
+def layer_curves(rows: Sequence[Row], most: int) -> list[Curves]:
+    """Return for each scheme what outputs lose by each layer alone, in the order of the model."""
+    told = " with one layer changed, in the order of the model."
+    plots = (
+        (_snr, f"Signal to noise of the outputs{told}", "signal to noise, dB"),
+        (_agreement, f"Same predictions{told}", "same predictions, %"),
+        (_top1, f"Top-1 accuracy, the change{told}", "top-1, points"),
+    )
+    found = []
+    for figure, caption, title in plots:
+        points = _by_scheme(rows, figure)
+        found.append(_curves(list(points.values()), list(points), "layer no.", caption, most, title))
+    return [each for each in found if each is not None]
+
+
+def _by_scheme(
+    rows: Sequence[Row], figure: Callable[[Comparison], float | None]
+) -> dict[str, list[tuple[float, float]]]:
+    """Return by scheme the numbers of layers, the first being 1, with the `figure` of each that has one."""
+    numbers = numbered(rows)
+    found: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        value = None if row.comparison is None else figure(row.comparison)
+        if value is not None and math.isfinite(value):
+            found.setdefault(row.scheme, []).append((numbers[row.layer], value))
+    return found
+
+
+def _snr(found: Comparison) -> float | None:
+    return found.snr
+
+
+def _agreement(found: Comparison) -> float | None:
+    return None if found.agreement is None else 100 * found.agreement
+
+
+def _top1(found: Comparison) -> float | None:
+    return None if found.top1 is None else 100 * (found.top1[1] - found.top1[0])
+
+
+def numbered(rows: Sequence[Row]) -> dict[str, int]:
+    """Return the numbers of layers in the order of the model, the first being 1."""
+    return {layer: number for number, layer in enumerate(dict.fromkeys(row.layer for row in rows), 1)}
+
+
+def climb(widths: Sequence[Width]) -> Curves:
+    """Return the latency of models by the channels they keep, with its 95 % interval."""
+    points = [Point("", widths[0].channels, 1.0)]
+    for each in widths[1:]:
+        label, interval = "chosen" if each.chosen else "", (each.low, each.high)
+        points.append(Point(label, each.channels, each.ratio, each.chosen, interval))
+    caption = (
+        "Latency of models that keep so many channels, as a share of the whole one's, with its 95 % interval."
+    )
+    across = Axis.around("channels kept", [each.channels for each in widths])
+    up = Axis.above("latency, share", [each.high for each in widths])
+    return Curves(staircase(points, across, up, caption), caption)
+
+
+def trials(rows: Sequence[Row], schemes: Mapping[str, str]) -> list[Trial]:
+    """Return what each scheme does to each layer, in the order of the model; `schemes` were chosen."""
+    trials, numbers = [], numbered(rows)
+    for row in rows:
+        found, chosen = row.comparison, schemes.get(row.layer) == row.scheme
         agreement = "" if found is None or found.agreement is None else f"{found.agreement:.2%}"
         saved = f"{'-' if row.saved < 0 else ''}{count_bytes(abs(row.saved))}"
         snr = "" if found is None else decibels(found.snr)
         remark = "chosen" if chosen else row.what if found is None else ""
-        rows.append(Trial(row.layer, row.scheme, saved, snr, agreement, remark))
-    return rows
+        top1 = None if found is None else _top1(found)
+        points = "" if top1 is None else f"{top1:+.2f}"
+        number = numbers[row.layer]
+        trials.append(Trial(number, row.layer, row.scheme, saved, snr, agreement, points, remark))
+    return trials
 
 
 def ratio(noise: float | None) -> str:
@@ -74,7 +137,12 @@ def _ratio(noise: float | None) -> float:
 
 
 def _curves(
-    series: Sequence[Sequence[Place]], names: list[str], across: str, caption: str, most: int
+    series: Sequence[Sequence[Place]],
+    names: list[str],
+    across: str,
+    caption: str,
+    most: int,
+    up: str = "signal to noise, dB",
 ) -> Curves | None:
     """Return curves of points, of each so many at most; None where there is none with two."""
     pairs = [(each, name) for each, name in zip(series, names, strict=True) if each]
@@ -83,6 +151,6 @@ def _curves(
     if len({x for x, _ in points}) < 2:
         return None
     horizontal = Axis.around(across, [x for x, _ in points])
-    vertical = Axis.around("signal to noise, dB", [y for _, y in points])
+    vertical = Axis.around(up, [y for _, y in points])
     told = ", ".join(f"{number}: {name}" for number, (_, name) in enumerate(pairs, 1))
     return Curves(lines([each for each, _ in pairs], horizontal, vertical, caption), f"{caption} {told}.")

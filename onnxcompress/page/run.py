@@ -7,10 +7,12 @@ from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
+from onnxcompress.base import Width
 from onnxcompress.details import Noise, Values, Weight
 from onnxcompress.formats.unpack import Row
 from onnxcompress.page.charts import histogram
-from onnxcompress.page.layers import Curves, Trial, noise_curves, ratio, sensitivity_curves, trials
+from onnxcompress.page.energies import Split, split
+from onnxcompress.page.layers import Curves, Trial, climb, noise_curves, ratio, sensitivity_curves, trials
 from onnxcompress.report import Report, decibels, figures, milliseconds
 
 SMALLEST = 0.001  # share of a file that has a line of its own
@@ -64,6 +66,14 @@ class Spread(NamedTuple):
     before: str
     after: str
     drawing: str
+
+
+class Staircase(NamedTuple):
+    """What a pass timed with fewer channels: a plot, and its figures."""
+
+    step: str
+    curve: Curves
+    widths: list[Width]
 
 
 class Left(NamedTuple):
@@ -157,6 +167,22 @@ class Run:
         return self.report.details.weights if self.report.details else []
 
     @property
+    def staircases(self) -> list[Staircase]:
+        """What passes timed with fewer channels."""
+        steps = [step for step in self.report.steps if step.widths]
+        return [Staircase(step.recipe, climb(step.widths), step.widths) for step in steps]
+
+    @property
+    def energies(self) -> list[tuple[str, Split]]:
+        """The energy of an inference by kind of layer, before and after."""
+        details = self.report.details
+        if details is None or not (details.energy_before or details.energy_after):
+            return []
+        longest = max(each.total for each in (*details.energy_before, *details.energy_after))
+        pairs = (("Before", details.energy_before), ("After", details.energy_after))
+        return [(name, split(rows, longest)) for name, rows in pairs]
+
+    @property
     def errors(self) -> list[Change]:
         """The layers whose weight changed most."""
         found = [(each.layer, each.error) for each in self._weights if each.error is not None]
@@ -187,22 +213,23 @@ class Run:
     @property
     def sensitivity(self) -> Curves | None:
         """What layers lose alone, by scheme."""
-        return sensitivity_curves(self.report.mixed, self.most) if self.report.mixed else None
+        return sensitivity_curves(self.report.mixed.rows, self.most) if self.report.mixed else None
 
     @property
     def trials(self) -> list[Trial]:
         """What schemes do to layers alone."""
-        return trials(self.report.mixed)[: self.most] if self.report.mixed else []
+        mixed = self.report.mixed
+        return trials(mixed.rows, mixed.schemes)[: self.most] if mixed else []
 
     @property
     def trials_cut(self) -> str:
         """What the caption says where rows are missing."""
-        return _cut(self.most, len(self.report.mixed.rows) if self.report.mixed else 0)
+        return cut(self.most, len(self.report.mixed.rows) if self.report.mixed else 0)
 
     @property
     def errors_cut(self) -> str:
         """What the caption says where rows are missing."""
-        return _cut(self.most, sum(each.error is not None for each in self._weights))
+        return cut(self.most, sum(each.error is not None for each in self._weights))
 
     @property
     def weights(self) -> list[Spread]:
@@ -213,7 +240,7 @@ class Run:
     @property
     def weights_cut(self) -> str:
         """What the caption says where rows are missing."""
-        return _cut(self.most, len(self._weights))
+        return cut(self.most, len(self._weights))
 
     @property
     def left(self) -> list[Left]:
@@ -232,7 +259,8 @@ def _total(rows: Iterable[Row]) -> int:
     return sum(row.bytes for row in rows)
 
 
-def _cut(most: int, count: int) -> str:
+def cut(most: int, count: int) -> str:
+    """Return what a caption says where a table has the first `most` of `count` rows."""
     return f"; {most} of {count}, the rest is in the JSON report" if count > most else ""
 
 

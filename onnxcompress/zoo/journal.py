@@ -62,7 +62,7 @@ def publish(made: Path, out: Path, label: str, key: str, figures: Mapping[str, A
 
 def withdraw(out: Path, label: str) -> None:
     """Remove what an earlier job made at `label`, the model first."""
-    for ending in (".onnx", ".onnx.data", ".json"):
+    for ending in (".onnx", ".onnx.data", ".json", ".html"):
         (out / f"{label}{ending}").unlink(missing_ok=True)
 
 

@@ -55,11 +55,16 @@ def work(task: Task) -> tuple[str, str]:
     made.mkdir()  # fails where the run has ended
     if entry_path(task.out, task.key).exists():  # by another process, whose worker was thought dead
         return DONE, ""
-    file = made / f"{job.recipe}.onnx"
+    file, told = made / f"{job.recipe}.onnx", made / f"{job.recipe}.json"
     try:
         withdraw(task.out, job.label)
         report = compress(
-            job.model, job.passes, output=file, progress=Notes(), **arguments(job.options)
+            job.model,
+            job.passes,
+            output=file,
+            report_file=told,
+            progress=Notes(),
+            **arguments(job.options),
         ).report
     except BoundError as error:
         return "bound", str(error)
@@ -70,7 +75,7 @@ def work(task: Task) -> tuple[str, str]:
     except OSError as error:
         return "failed", str(error)
     report.output = str(task.out / f"{job.label}.onnx")
-    (made / f"{job.recipe}.json").write_text(report.as_json() + "\n", encoding="utf-8")
+    told.write_text(report.as_json() + "\n", encoding="utf-8")
     publish(made, task.out, job.label, task.key, figures(report), time.perf_counter() - began)
     return DONE, ""
 

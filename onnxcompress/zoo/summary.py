@@ -1,17 +1,19 @@
-"""What a run over many models came to: one table, as Markdown and as CSV."""
+"""What a run over many models came to: one table, as Markdown, as CSV, and on a page."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from onnxcompress.base import Number
+from onnxcompress.errors import UsageError
 from onnxcompress.model import write_text
-from onnxcompress.report import count_bytes, decibels, share
+from onnxcompress.page import page, page_template
+from onnxcompress.runs import read_reports
+from onnxcompress.zoo.figures import figure_cells, tally
 from onnxcompress.zoo.jobs import DONE, Outcome
+from onnxcompress.zoo.page import zoo_page
 
 FIGURES = (
     *("target", "bytes_before", "bytes_after", "parameters_before", "parameters_after", "top1_before"),
@@ -19,10 +21,32 @@ FIGURES = (
 )
 
 
-def write_summary(outcomes: Sequence[Outcome], out: Path) -> None:
-    """Write the table of `outcomes` to ``summary.md`` and ``summary.csv`` in the folder `out`."""
+def write_summary(outcomes: Sequence[Outcome], out: Path) -> list[str]:
+    """Write the table of `outcomes` to ``summary`` with .md, .csv and .html in the folder `out`.
+
+    The last links to the page of each job that is done, which is made of its report. Return what a user
+    should know: without jinja2 there are no pages.
+    """
     write_text(out / "summary.md", markdown(outcomes))
     write_text(out / "summary.csv", comma_separated(outcomes))
+    try:
+        page_template()
+    except UsageError as error:
+        return [f"no summary.html: {error}"]
+    for each in outcomes:
+        if each.status == DONE:
+            _write_page(out / f"{each.job.label}.json")
+    write_text(out / "summary.html", zoo_page(outcomes))
+    return []
+
+
+def _write_page(told: Path) -> None:
+    """Write the page of the report in the file `told` beside it, unless it is there."""
+    shown = told.with_name(f"{told.name.removesuffix('.json')}.html")
+    if shown.exists() and shown.stat().st_mtime_ns >= told.stat().st_mtime_ns:
+        return
+    runs, _ = read_reports([str(told)])
+    write_text(shown, page([(run.output or name, run) for name, run in runs]))
 
 
 def comma_separated(outcomes: Sequence[Outcome]) -> str:
@@ -49,41 +73,13 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
         "|---|---|---|---:|---:|---|---|---:|---:|",
     ]
     for each in outcomes:
-        cells = [each.job.name, each.job.recipe, each.status, *_cells(each), f"{each.seconds:.1f}"]
+        cells = [each.job.name, each.job.recipe, each.status, *figure_cells(each), f"{each.seconds:.1f}"]
         lines.append("| " + " | ".join(map(_escaped, cells)) + " |")
     if troubles := [each for each in outcomes if each.message]:
         lines += ["", *(f"* {each.job.label}: {_escaped(each.message)}" for each in troubles)]
     recipes = {each.job.recipe: each.job.passes for each in outcomes}
     lines += ["", *(f"* `{name}` = `{passes}`" for name, passes in recipes.items())]
     return "\n".join(lines) + "\n"
-
-
-def tally(outcomes: Sequence[Outcome]) -> str:
-    """Return in a few words how `outcomes` ended."""
-    counts = Counter(each.status for each in outcomes)
-    others = [f"{count} {status}" for status, count in counts.items() if status != DONE]
-    return ", ".join([f"{counts[DONE]} of {len(outcomes)} jobs done", *others])
-
-
-def size_cells(figures: Mapping[str, Number]) -> tuple[str, str]:
-    """Return the size after and its ratio to that before, as text; empty where they aren't known."""
-    if "bytes_after" not in figures:
-        return "", ""
-    after, before = int(figures["bytes_after"]), int(figures["bytes_before"])
-    return count_bytes(after), share(after, before)
-
-
-def _cells(outcome: Outcome) -> Iterator[str]:
-    """Yield size, ratio, accuracy, likeness and latency as text."""
-    figures = outcome.figures
-    yield from size_cells(figures)
-    has_top1 = "top1_before" in figures
-    yield f"{figures['top1_before']:.2%} -> {figures['top1_after']:.2%}" if has_top1 else ""
-    same = f", {figures['agreement']:.1%} same prediction" if "agreement" in figures else ""
-    random = " (random inputs)" if figures.get("random") else ""
-    snr = decibels(float(figures.get("snr", float("inf"))))
-    yield f"{snr}{same}{random}" if "random" in figures else ""
-    yield f"{figures['latency_ratio']:.2f}x" if "latency_ratio" in figures else ""
 
 
 def _escaped(text: str) -> str:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from onnxcompress.zoo.figures import size_cells
 from onnxcompress.zoo.jobs import DONE, Outcome
 from onnxcompress.zoo.many import State
-from onnxcompress.zoo.summary import size_cells
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -312,6 +312,16 @@ def test_json_and_csv_hold_every_node_and_the_sum() -> None:
     assert set(columns()) <= set(lines[0].split(",")) | {"peak", "footprint", "file_bytes"}
 
 
+def test_memory_is_told_for_each_node_in_both_orders() -> None:
+    branches = """net (float[1] x) => (float[2] y) {
+        [a1] a = Concat<axis=0>(x, x, x, x) [b1] b = Concat<axis=0>(x, x, x, x)
+        [a2] c = ReduceSum<keepdims=1>(a) [b2] d = ReduceSum<keepdims=1>(b) [y1] y = Concat<axis=0>(c, d) }"""
+    memory = analyze(models.model(branches)).memory
+    assert (memory.file_order, memory.file_live) == (36, [20, 36, 36, 24, 16])
+    assert (memory.best_order, memory.live) == (24, [20, 24, 24, 24, 16])
+    assert [each[1] for each in memory.order] == ["1", "2", "1", "2", "1"]
+
+
 def test_every_column_of_a_model_can_be_told() -> None:
     found = analyze(net())
     assert found.column("macs") == 13854

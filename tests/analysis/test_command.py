@@ -49,6 +49,18 @@ def test_a_model_too_large_for_a_microcontroller_exits_with_3(capsys: pytest.Cap
     assert (code, error) == (0, "")
 
 
+def test_models_go_to_a_page_with_what_is_told_of_them(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    asked = ["--correlate", "macs,energy", "--sram", "320kB", "--html", tmp_path / "a.html"]
+    code, said, _ = run(capsys, LENET, MLP, RESIDUAL, *asked)
+    assert code == 0
+    text = (tmp_path / "a.html").read_text(encoding="utf-8")
+    told = [line for line in said.splitlines() if "PPMCC" in line or "SRAM" in line]
+    assert len(told) == 4
+    assert all(f"<li>{line}</li>" in text for line in told)
+
+
 MISTAKES: dict[str, tuple[list[object], str]] = {
     "no model": ([], "MODEL.onnx"),
     "missing model": (["none.onnx"], "none.onnx"),
@@ -64,6 +76,7 @@ MISTAKES: dict[str, tuple[list[object], str]] = {
     "a column nobody measured": ([LENET, MLP, RESIDUAL, "--correlate", "macs,seconds"], "is not known"),
     "output over input": ([LENET, "--json", LENET], "expected another file"),
     "one file for both": ([LENET, "--json", "a", "--csv", "a"], "expected another file"),
+    "a page over JSON": ([LENET, "--json", "a", "--html", "a"], "expected another file"),
     "no folder": ([LENET, "--json", "none/a.json"], "does not exist"),
     "no ONNX": ([TESTDATA / "digits_calib.npz"], "digits_calib.npz"),
 }

@@ -22,6 +22,7 @@ from onnxcompress.zoo.engines import local, open_engine
 from onnxcompress.zoo.jobs import Keys, check_done
 from onnxcompress.zoo.journal import opened
 from onnxcompress.zoo.many import State
+from onnxcompress.zoo.summary import write_summary
 
 
 @pytest.fixture
@@ -70,6 +71,34 @@ def test_any_executor_makes_the_same_files(tmp_path: Path) -> None:
     assert zoos.made(tmp_path / "here").keys() == {"lenet300_digits/r0.1.onnx"}
     report = json.loads((tmp_path / "here" / "lenet300_digits" / "r0.1.json").read_text())
     assert report["output"] == str(tmp_path / "here" / "lenet300_digits" / "r0.1.onnx")
+
+
+def test_the_summary_leads_to_the_page_of_each_job_that_is_done(tmp_path: Path) -> None:
+    jobs = [*zoos.small_jobs(1), Job(model=tmp_path / "none.onnx", passes="prune")]
+    outcomes = compress_many(jobs, out=tmp_path)
+    assert write_summary(outcomes, tmp_path) == []
+    shown = tmp_path / "lenet300_digits" / "r0.1.html"
+    assert 'href="lenet300_digits/r0.1.html"' in (tmp_path / "summary.html").read_text()
+    text = shown.read_text()
+    for part in ("Energy by kind of layer", "Bytes by tensor", f"{tmp_path}/lenet300_digits/r0.1.onnx"):
+        assert part in text
+    assert "This report has no" not in text
+    assert not (tmp_path / "none").exists()
+    made = shown.stat().st_mtime_ns
+    write_summary(outcomes, tmp_path)
+    assert shown.stat().st_mtime_ns == made
+    os.utime(shown, (0, 0))  # as if its report were newer
+    write_summary(outcomes, tmp_path)
+    assert shown.stat().st_mtime_ns > made
+    compress_many(jobs[:1], out=tmp_path)
+    assert not shown.exists()  # it was that of another result
+
+
+def test_without_jinja2_there_is_no_page_and_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    (note,) = write_summary([], tmp_path)
+    assert note.startswith("no summary.html: html: jinja2 is not installed")
+    assert {each.name for each in tmp_path.iterdir()} == {"summary.md", "summary.csv"}
 
 
 def test_resuming_repeats_only_what_changed(tmp_path: Path) -> None:
