@@ -114,12 +114,15 @@ def squeezenet(side: int = 227) -> onnx.ModelProto:
 
 
 def squeezenext(
-    width: int = 1, depths: tuple[int, ...] = (6, 6, 8, 1), kernel: int = 7, group: int = 1, side: int = 227
+    width: int = 1, depths: tuple[int, ...] = (6, 6, 8, 1), kernel: int = 7, group: int = 1
 ) -> onnx.ModelProto:
-    """SqueezeNext with 23 modules; `group` is that of its 3x1, 1x3 and first 1x1 convolutions."""
-    net = Net(side)
+    """SqueezeNext with 23 modules; `group` is that of its 3x1, 1x3 and first 1x1 convolutions.
+
+    For images of 224 x 224, from which a padded pooling makes the 55 x 55 that the published 227 x 227 give.
+    """
+    net = Net(224)
     x = net.conv("data", 64, (kernel, kernel), 2, (0, 0))
-    x = net.pool(x, "MaxPool", 3, 2, ceil=True)
+    x = net.pool(x, "MaxPool", 3, 2, 1)
     for stage, (out, depth) in enumerate(zip((32, 64, 128, 256), depths, strict=True)):
         for block in range(depth):
             x = _module(net, x, out * width, 2 if stage and not block else 1, group)

@@ -35,8 +35,8 @@ class Published(NamedTuple):
 
 V5 = (2, 4, 14, 1)
 SAME = ""
-GRID = "the slides' input is 224 or 227, not told which; this is 227 as in the published prototxt"
-V5_NOTE = GRID + "; the paper's figure gives 2, 4, 14 and 1 modules, the slides have 2-3 % more parameters"
+GRID = "224 x 224, first pooling padded by 1; 227 x 227, as published, has 4 M more in the first convolution"
+V5_NOTE = "the paper's figure gives 2, 4, 14 and 1 modules, the slides have 2-3 % more parameters"
 CAFFE = "pooling rounded up as Caffe does; as the ONNX file has it, "
 MODELS: dict[str, tuple[Published, Callable[[], onnx.ModelProto], str]] = {
     "AlexNet": (Published(60.97, 723, 353, 1015), lambda: sized("bvlc_alexnet", 227), "227 x 227"),

@@ -7,19 +7,28 @@ Source: onnxruntime, ContribOperators.md, MatMulNBits: packed numbers lie in the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from onnxcompress.panels import (
+    energy,
+    extremes,
+    joined,
+    one_magnitude,
+    reciprocal,
+    turned,
+    widened,
+)
+
 BITS = (2, 4, 8)
 SIZES = (16, 32, 64, 128, 256)
-_TILE = (256, 256)  # inputs and outputs that are looked at together: they stay in the processor's cache
-_PROBED = 4  # numbers of each block that tell most blocks of many magnitudes
+_PANEL = (256, 4096)  # inputs and outputs whose scales are found together
+_TILE = (128, 512)  # inputs and outputs computed together: they stay in the processor's cache
 _SEARCHED = {2: np.linspace(1, 0.4, 13), 4: np.linspace(1, 0.7, 13), 8: np.linspace(1, 0.98, 9)}
 _LEAST = np.float32(2.0**-126)  # scales below have no finite reciprocal
-_HALF = np.array(0x8FFFE000, np.uint32).view(np.int32)  # sign, exponent and fraction of float16 in float32
-_Scale = tuple[np.ndarray, np.ndarray]  # scale and zero [blocks, outputs], float32
+_Scale = tuple[np.ndarray, np.ndarray]  # scale, as it is stored, and zero, float32 [blocks, outputs]
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,7 @@ class Blocks:
     def fit(self, weight: np.ndarray) -> Fit:
         """Return the scales and zeros of the blocks of `weight` [inputs, outputs], finite."""
         fit = self._blank(weight)
-        for blocks, columns in self._tiles(weight):
+        for blocks, columns in self._panels(weight):
             self._find(fit, self._cut(weight, blocks, columns), blocks, columns)
         return fit
 
@@ -92,9 +101,9 @@ class Blocks:
         shape = weight.shape[1], self.count(weight.shape[0])
         return Fit(np.empty(shape, self.dtype), None if self.symmetric else np.empty(shape, np.uint8))
 
-    def _find(self, fit: Fit, tile: np.ndarray, blocks: slice, columns: slice) -> None:
-        """Put the scales and zeros of the `blocks` of `columns`, which are `tile`, into `fit`."""
-        scale, zero = self._best(tile)
+    def _find(self, fit: Fit, panel: np.ndarray, blocks: slice, columns: slice) -> None:
+        """Put the scales and zeros of the `blocks` of `columns`, which are `panel`, into `fit`."""
+        scale, zero = self._best(panel)
         fit.scale[columns, blocks] = scale.T
         if fit.zero is not None:
             fit.zero[columns, blocks] = zero.T
@@ -105,43 +114,52 @@ class Blocks:
         bits = self.bits if packed else 8
         result = np.empty((outputs, count, self.size * bits // 8), np.uint8)
         signal = noise = 0.0
-        for blocks, columns in self._tiles(weight):
-            tile = self._cut(weight, blocks, columns)
+        for blocks, columns in self._panels(weight):
+            panel = self._cut(weight, blocks, columns)
             if find:
-                self._find(fit, tile, blocks, columns)
-            scale = fit.scale[columns, blocks].T.astype(np.float32)
-            middle = np.full(scale.shape, self.middle, np.float32)
-            zero = middle if fit.zero is None else fit.zero[columns, blocks].T.astype(np.float32)
-            steps = self._rounded(tile, scale, zero)
-            whole = np.add(steps, zero[:, None], dtype=np.float32)
-            result[columns, blocks] = _packed(whole, bits).transpose(2, 0, 1)
-            signal += _energy(tile)
-            noise += _energy(self._error(tile, steps, scale))
+                self._find(fit, panel, blocks, columns)
+            scale = widened(np.ascontiguousarray(fit.scale[columns, blocks].T))
+            zero = self._middles(scale) if fit.zero is None else fit.zero[columns, blocks].T
+            zero = zero.astype(np.float32, order="C")
+            factor, stored = reciprocal(scale), result[columns, blocks]
+            for part in self._tiles(panel):
+                tile = widened(panel[part[0], :, part[1]])
+                steps = self._rounded(tile, factor[part], zero[part])
+                stored[part[::-1]] = joined(steps, zero[part], bits).transpose(2, 0, 1)
+                signal += energy(tile)
+                noise += energy(self._error(tile, steps, scale[part]))
         lost = noise > 0 and signal > 0
         return Stored(result, float(10 * np.log10(signal / noise)) if lost else 999.0)
 
-    def _tiles(self, weight: np.ndarray) -> Iterator[tuple[slice, slice]]:
-        """Yield slices of blocks and of outputs that together cover `weight`."""
+    def _panels(self, weight: np.ndarray) -> Iterator[tuple[slice, slice]]:
+        """Yield slices of blocks and of outputs that together cover `weight` [inputs, outputs]."""
         inputs, outputs = weight.shape
-        step = max(1, _TILE[0] // self.size)
-        for block in range(0, self.count(inputs), step):
-            for column in range(0, outputs, _TILE[1]):
-                last = min(block + step, self.count(inputs))
-                yield slice(block, last), slice(column, min(column + _TILE[1], outputs))
+        return self._parts(self.count(inputs), outputs, _PANEL)
+
+    def _tiles(self, panel: np.ndarray) -> Iterator[tuple[slice, slice]]:
+        """Yield slices of blocks and of outputs that together cover `panel` [blocks, size, outputs]."""
+        return self._parts(len(panel), panel.shape[2], _TILE)
+
+    def _parts(self, blocks: int, outputs: int, most: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
+        """Yield slices that together cover so many blocks and outputs, of inputs and outputs at `most`."""
+        step = max(1, most[0] // self.size)
+        for column in range(0, outputs, most[1]):
+            for block in range(0, blocks, step):
+                last = min(block + step, blocks), min(column + most[1], outputs)
+                yield slice(block, last[0]), slice(column, last[1])
 
     def _cut(self, weight: np.ndarray, blocks: slice, columns: slice) -> np.ndarray:
-        """Return `blocks` of the `columns` of `weight`: float32 [blocks, size, outputs], end filled up."""
+        """Return `blocks` of the `columns` of `weight`: [blocks, size, outputs, its type], end filled up."""
         part = weight[blocks.start * self.size : blocks.stop * self.size, columns]
-        wanted = (blocks.stop - blocks.start) * self.size
-        result = np.zeros((wanted, part.shape[1]), np.float32)
-        turned = part.strides[0] < part.strides[1]  # its columns lie far apart in memory
-        _widen(part.T.copy().T if turned else part, result[: len(part)])
-        return result.reshape(-1, self.size, part.shape[1])
+        missing = (blocks.stop - blocks.start) * self.size - len(part)
+        if missing:
+            part = np.pad(part, ((0, missing), (0, 0)))
+        if part.strides[0] < part.strides[1]:  # its columns lie far apart in memory
+            part = turned(part)
+        return part.reshape(-1, self.size, part.shape[1])
 
-    def _rounded(self, tile: np.ndarray, scale: np.ndarray, zero: np.ndarray) -> np.ndarray:
-        """Return `tile` in steps of `scale` less `zero`, as float32."""
-        usable = np.abs(scale) >= _LEAST
-        factor = np.divide(1, scale, out=np.zeros_like(scale), where=usable)
+    def _rounded(self, tile: np.ndarray, factor: np.ndarray, zero: np.ndarray) -> np.ndarray:
+        """Return `tile`, times `factor`, in whole steps less `zero`, as float32."""
         steps: np.ndarray = tile * factor[:, None]
         np.rint(steps, out=steps)
         if self.symmetric:
@@ -158,90 +176,60 @@ class Blocks:
         steps -= tile
         return steps
 
-    def _best(self, tile: np.ndarray) -> _Scale:
-        """Return the scale and zero of each block of `tile` [blocks, size, outputs]."""
-        low, high = tile.min(axis=1), tile.max(axis=1)
+    def _best(self, panel: np.ndarray) -> _Scale:
+        """Return the scale and zero of each block of `panel` [blocks, size, outputs]."""
+        low, high = extremes(panel)
         tried = list(self._scales(low, high))
-        scale, zero = tried[0]
-        if len(tried) > 1:
-            least = np.full(scale.shape, np.inf, np.float32)
-            for other, place in tried:
-                error = self._error(tile, self._rounded(tile, other, place), other)
-                with np.errstate(over="ignore"):
-                    sums = np.square(error, out=error).sum(axis=1)
-                better = sums < least
-                scale, zero = np.where(better, other, scale), np.where(better, place, zero)
-                least = np.where(better, sums, least)
+        scale, zero = tried[0] if len(tried) == 1 else self._least(panel, tried)
         largest = np.maximum(-low, high)
-        same = _one_magnitude(tile[:, :_PROBED], largest)
-        if same.any() and (same := _one_magnitude(tile, largest)).any():
+        same = one_magnitude(panel, largest)
+        if same.any():
             scale = np.where(same, self._stored(largest / np.float32(self.middle - 1)), scale)
             zero = np.where(same, np.float32(self.middle), zero)
         return scale, zero
 
+    def _least(self, panel: np.ndarray, tried: Sequence[_Scale]) -> _Scale:
+        """Return those of the `tried` scales and zeros that make the squared error of each block least."""
+        scale, zero = (each.copy() for each in tried[0])
+        for part in self._tiles(panel):
+            tile = widened(panel[part[0], :, part[1]])
+            least = np.full(scale[part].shape, np.inf, np.float32)
+            for scales, zeros in tried:
+                other, place = widened(scales[part]), zeros[part]
+                error = self._error(tile, self._rounded(tile, reciprocal(other), place), other)
+                with np.errstate(over="ignore"):
+                    sums = np.square(error, out=error).sum(axis=1)
+                better = sums < least
+                np.copyto(scale[part], scales[part], where=better)
+                np.copyto(zero[part], place, where=better)
+                np.copyto(least, sums, where=better)
+        return scale, zero
+
     def _scales(self, low: np.ndarray, high: np.ndarray) -> Iterator[_Scale]:
-        """Yield scales and zeros worth trying for blocks of numbers from `low` to `high`."""
+        """Yield scales and zeros worth trying for blocks of numbers from `low` to `high`, 0 among them."""
         factors = _SEARCHED[self.bits].astype(np.float32) if self.searched else np.ones(1, np.float32)
         if self.symmetric:  # the middle has one step more below than above
-            middle = np.full(low.shape, self.middle, np.float32)
+            middle = self._middles(low)
             ends = [np.where(high > -low, high, low) / np.float32(-self.middle)]
             if self.searched:
                 ends.append(np.maximum(-low, high) / np.float32(self.middle - 1))
             yield from ((self._stored(end * factor), middle) for end in ends for factor in factors)
             return
-        low, high = np.minimum(low, 0), np.maximum(high, 0)
         for factor in factors:
             scale = self._stored((high / np.float32(self.top) - low / np.float32(self.top)) * factor)
-            places = np.divide(-low * factor, scale, out=np.zeros_like(scale), where=scale > 0)
+            wide = widened(scale)
+            places = np.divide(-low * factor, wide, out=np.zeros_like(wide), where=wide > 0)
             yield scale, np.clip(np.rint(places), 0, self.top)
 
+    def _middles(self, scale: np.ndarray) -> np.ndarray:
+        """Return zeros in the middle for blocks of these scales."""
+        return np.full(scale.shape, self.middle, np.float32)
+
     def _stored(self, scale: np.ndarray) -> np.ndarray:
-        """Return `scale` as it will be stored, in float32; 0 for what has no finite reciprocal."""
-        kept = scale.astype(self.dtype).astype(np.float32)
-        kept[np.abs(kept) < _LEAST] = 0
-        return kept
-
-
-def _widen(numbers: np.ndarray, result: np.ndarray) -> None:
-    """Put `numbers` [float16 or float32, finite] into `result` [same shape, float32].
-
-    Of float16, bits are put where float32 has them, which numpy does by one number at a time: the exponent is
-    too small by 112 then.
-    """
-    if numbers.dtype != np.float16:
-        result[...] = numbers
-        return
-    bits = result.view(np.int32)
-    bits[...] = numbers.view(np.int16)
-    bits <<= 13
-    bits &= _HALF
-    result *= np.float32(2.0**112)
-
-
-def _packed(whole: np.ndarray, bits: int) -> np.ndarray:
-    """Return ``pack(whole, bits, axis=1)`` of steps [blocks, size, outputs], float32, that fill bytes."""
-    each = 8 // bits
-    result = whole[:, ::each].copy() if each > 1 else whole
-    for place in range(1, each):
-        result += whole[:, place::each] * np.float32(1 << place * bits)
-    return result.astype(np.uint8)
-
-
-def _energy(numbers: np.ndarray) -> float:
-    """Return the sum of squares of `numbers` [any shape, float32]."""
-    flat = numbers.ravel()
-    with np.errstate(over="ignore"):
-        found = float(np.dot(flat, flat))
-    if 1e-30 < found < np.inf or not flat.any():
-        return found
-    wide = flat.astype(np.float64)  # squares are too small or too large for float32
-    return float(np.dot(wide, wide))
-
-
-def _one_magnitude(tile: np.ndarray, largest: np.ndarray) -> np.ndarray:
-    """Return which blocks of `tile` hold nothing but zeros and numbers as large as `largest`."""
-    sizes = np.abs(tile)
-    return np.asarray(((sizes == largest[:, None]) | (sizes == 0)).all(axis=1))
+        """Return `scale` [float32] as it will be stored; 0 for what has no finite reciprocal."""
+        if self.dtype == np.float16:  # those of all its numbers are finite in float32
+            return scale.astype(np.float16)
+        return np.where(np.abs(scale) < _LEAST, np.float32(0), scale)
 
 
 def pack(steps: np.ndarray, bits: int, axis: int = -1) -> np.ndarray:

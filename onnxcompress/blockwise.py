@@ -18,7 +18,7 @@ from onnxcompress.model import ComputedTensor, apply, clone, lazy
 CONTRIBUTED = "com.microsoft"
 PORTABLE_OPSET = 21  # DequantizeLinear with blocks, and integers of four bits
 _SIGNED = {4: (ir.DataType.INT4, ml_dtypes.int4), 8: (ir.DataType.INT8, np.int8)}
-_FEW = 1024, 256  # inputs and outputs of a weight that tell what the others are like
+_FEW = 1024, 128  # inputs and outputs of a weight that tell what the others are like
 _UNSIGNED = {4: (ir.DataType.UINT4, ml_dtypes.uint4), 8: (ir.DataType.UINT8, np.uint8)}
 
 

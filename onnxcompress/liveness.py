@@ -165,8 +165,9 @@ def plan(graph: ir.Graph, size: Callable[[ir.Value], int], inputs: bool = True) 
     for node in graph:
         reads = frozenset(buffers[value] for value in read_by(node) if value in buffers)
         used = [value for value in node.outputs if value.name]
-        if node.op_type in VIEWS and node.domain in ("", "ai.onnx") and len(used) == 1 and len(reads) == 1:
-            (buffers[used[0]],) = reads
+        if node.op_type in VIEWS and node.domain in ("", "ai.onnx") and len(used) == 1 and len(reads) < 2:
+            for buffer in reads:  # none of a constant, whose view takes no memory either
+                buffers[used[0]] = buffer
             continue
         makes = tuple(add(value, size(value)) for value in used)
         makers |= dict.fromkeys(makes, len(steps))

@@ -56,7 +56,9 @@ class OnnxRuntime:
     `threads` is the number of threads (0: one for each physical core), `optimise` whether the engine may
     rewrite the graph, `prepacking` whether it may keep weights in a layout of its own, `spinning` whether
     idle threads wait busily, `planning` whether memory is laid out for feeds of the first one's shapes
-    (faster, and more of it). Without `optimise` and `prepacking` a file's external data stay mapped.
+    (faster, and more of it). Without `optimise` and `prepacking` a file's external data stay mapped. Without
+    `optimise`, a node runs when what it makes is wanted: those that widen float16 weights need nothing, and
+    would all run first.
     """
 
     name: ClassVar[str] = "onnxruntime"
@@ -152,6 +154,7 @@ class OnnxRuntime:
         options.enable_mem_pattern = self.planning
         if not self.optimise:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
         if not self.prepacking:
             options.add_session_config_entry("session.disable_prepacking", "1")
         if not self.spinning:

@@ -16,7 +16,7 @@ RANKS = [
     [
         *("layers", "edit", "quantize", "convolve", "cost", "linear", "fusion", "folding", "merging"),
         *("branches", "placement", "integer", "kmeans", "loss", "lowrank", "factors", "geometry", "chains"),
-        *("grouping", "shuffling", "channels", "target", "blocks", "blockwise", "halves"),
+        *("grouping", "shuffling", "channels", "target", "panels", "blocks", "blockwise", "halves"),
         *("schemes", "compensation", "ends", "signs", "shielding", "spreading", "observing"),
         *("energy", "crossbar", "liveness", "expectation"),
     ],

@@ -126,3 +126,13 @@ def test_what_a_branch_reads_from_around_it_stays_until_then() -> None:
     layout = plan(made.graph, lambda value: 0 if value.name in ("c", "b", "y") else 16)
     assert layout.trace() == [32, 32, 16]
     assert [sorted(step.reads) for step in layout.steps][-1] == [0, 2]
+
+
+def test_a_view_of_a_weight_takes_no_memory() -> None:
+    made = models.model(
+        "net (float[4] x) => (float[4] y) <float[2, 2] w = {1, 2, 3, 4}> "
+        "{ s = Constant<value_ints = [4]>() v = Reshape(w, s) y = Add(x, v) }"
+    )
+    for node in made.graph:
+        node.outputs[0].shape = ir.Shape([1 if node.op_type == "Constant" else 4])
+    assert plan(made.graph, size).peak() == 2 * 4 * 4  # x and y

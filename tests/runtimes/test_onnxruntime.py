@@ -189,31 +189,49 @@ def peak():
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
 
 def model(*weights):
-    value = ir.Value(name="x", shape=ir.Shape(["N", None]), type=ir.TensorType(ir.DataType.FLOAT))
+    kind = ir.TensorType(ir.DataType.from_numpy(weights[0].dtype))
+    value = ir.Value(name="x", shape=ir.Shape(["N", None]), type=kind)
     inputs, nodes, held = [value], [], []
     for i, weight in enumerate(weights):
         held.append(ir.Value(name=f"w{i}", const_value=ir.Tensor(weight, name=f"w{i}")))
         nodes.append(ir.node("MatMul", [value, held[-1]]))
         value = nodes[-1].outputs[0]
-    value.name, value.type = "y", ir.TensorType(ir.DataType.FLOAT)
+    value.name, value.type = "y", kind
     graph = ir.Graph(inputs, [value], nodes=nodes, initializers=held, opset_imports={"": 17})
     return ir.Model(graph, ir_version=8)
 
 runtime = OnnxRuntime.make(frugal=True)
 runtime.prepare(model(np.ones((4, 4), np.float32)))
+"""
+LOADED = """
 weights = [np.ones((4096, 4096), np.float32) for _ in range(3)]
 before = peak()
 kept = runtime.prepare(model(*weights))
 print((peak() - before) / sum(weight.nbytes for weight in weights))
 """
+RUN = """
+weights = [np.ones((2048, 2048), np.float16) for _ in range(8)]
+kept = runtime.prepare(model(*weights))
+before = peak()
+kept.run({"x": np.zeros((1, 2048), np.float16)})
+print((peak() - before) / sum(2 * weight.nbytes for weight in weights))
+"""
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's account of memory")
 def test_weights_in_memory_are_not_put_in_a_protobuf_first() -> None:
-    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
-    assert (
-        float(done.stdout) < 1.5
-    )  # one copy while loading; through a protobuf and its bytes there are three
+    assert told(LOADED) < 1.5  # one copy while loading; through a protobuf and its bytes there are three
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's account of memory")
+def test_a_frugal_engine_widens_weights_of_16_bits_one_after_the_other() -> None:
+    assert told(RUN) < 0.3
+
+
+def told(script: str) -> float:
+    """Return what the `script` prints, in a process of its own."""
+    done = subprocess.run([sys.executable, "-c", MEMORY + script], capture_output=True, text=True, check=True)
+    return float(done.stdout)
 
 
 @pytest.mark.parametrize(
