@@ -25,6 +25,8 @@ from onnxcompress.observing import is_image
 from onnxcompress.quantize import FULL, to_int8
 from onnxcompress.windows import Windows
 
+NIL = 1e-6  # of the largest bias, that a correction is at least
+
 
 def takes_bias(layer: Layer) -> bool:
     """Return whether the node of `layer` can add a bias."""
@@ -114,6 +116,8 @@ def _recall(layer: Layer, before: ir.Node, told: Mapping[str, Moments], edit: Ed
     fall = fall + other.bias() - line.bias()
     if place.normalization is not None and origin.normalization is not None:
         fall = fall + place.normalization.mean - origin.normalization.mean
-    weights = place.weights()
+    weights, mean = place.weights(), place.normalization and place.normalization.mean
+    if np.abs(fall).max() <= NIL * np.abs(line.bias() if mean is None else mean).max():
+        return "none: its mean is what it was"
     done = place.put(edit, Weights(weights.matrix, weights.bias + fall))
     return "mean corrected by statistics" if done else "none: its dtype can't hold what is corrected"

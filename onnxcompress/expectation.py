@@ -74,10 +74,14 @@ def _of(node: ir.Node, known: dict[str, Moments], version: int) -> Moments | Non
 
 def _keeps_channels(node: ir.Node) -> bool:
     """Return whether a mean is one over places: that of a ReduceMean, too."""
-    made, given = node.outputs[0].shape, node.inputs[0].shape if node.inputs[0] else None
     if node.op_type != "ReduceMean":
         return True
-    return made is not None and given is not None and len(made) > 1 and made[1] == given[1]
+    shape = node.inputs[0].shape if node.inputs[0] is not None else None
+    tensor = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    axes = node.attributes.get_ints("axes", ()) if tensor is None else tensor.numpy().reshape(-1).tolist()
+    if shape is None or not axes:
+        return False
+    return all(each % len(shape) > 1 for each in axes)
 
 
 def _each(node: ir.Node, given: Moments, version: int) -> Moments | None:
@@ -95,8 +99,13 @@ def _each(node: ir.Node, given: Moments, version: int) -> Moments | None:
 
 
 def _reshaped(node: ir.Node, given: Moments) -> Moments | None:
-    """Return the moments behind a `node` that lays the places of each channel in a row, or drops them."""
-    shape = node.outputs[0].shape
+    """Return the moments behind a `node` that lays the places of each channel in a row, or drops them.
+
+    It must leave the first axis as it is.
+    """
+    before, shape = node.inputs[0].shape if node.inputs[0] is not None else None, node.outputs[0].shape
+    if before is None or not shape or shape[0] != before[0]:
+        return None
     channels = shape[1] if shape is not None and len(shape) > 1 else None
     count = len(given.mean)
     if not isinstance(channels, int) or channels % count or (len(shape or ()) > 2 and channels != count):

@@ -114,8 +114,20 @@ def _rounded(value: ir.Value) -> ir.Value:
         readers = [use.node for use in found.uses()]
         if not readers or any(node.op_type != operator for node in readers):
             return value
+        if operator == "DequantizeLinear" and not _alike(found.producer(), readers[0]):
+            return value  # its readers make up for the zero point
         found = readers[0].outputs[0]
     return found
+
+
+def _alike(quantize: ir.Node | None, dequantize: ir.Node) -> bool:
+    """Return whether both nodes have one zero point."""
+    assert quantize is not None
+    first, second = (
+        tensor.numpy() if len(node.inputs) > 2 and (tensor := constant(node.inputs[2])) else None
+        for node in (quantize, dequantize)
+    )
+    return np.array_equal(first, second) if first is not None and second is not None else first is second
 
 
 def _absorbed(node: ir.Node | None) -> ir.Value | None:

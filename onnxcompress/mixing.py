@@ -11,6 +11,7 @@ and takes more only as long as the bound holds with SPARE standard errors to spa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -173,10 +174,13 @@ class Search:
             last = self.context.runtime.prepare(
                 applied([*self.passes(taken), *lossy], self.given, self.context)[0]
             )
-            found = None
-            if self.judged is not None:
-                found = compare(self.first.restart(), last, self.judged, labels=self.judged.labels)
-            self.drops[taken] = measured(self.limit.metric, self.first.runnable, last, found)
+            try:
+                found = None
+                if self.judged is not None:
+                    found = compare(self.first.restart(), last, self.judged, labels=self.judged.labels)
+                self.drops[taken] = measured(self.limit.metric, self.first.runnable, last, found)
+            except BoundError:  # outputs that hold NaN: there is nothing left to lose
+                self.drops[taken] = Drop(self.limit.name, math.inf)
         return self.drops[taken]
 
     def excess(self, taken: Steps) -> str:

@@ -218,11 +218,16 @@ def compress(
                     model,
                     Recipe(tuple(run.done)),
                     data=data,
+                    preprocess=preprocess,
                     shapes=shapes,
+                    runtime=runtime,
                     target=machine.name,
                     verify="each",
                     tolerance=tolerance,
+                    exclude=exclude,
                     seed=seed,
+                    threads=threads,
+                    measure_latency=False,
                 )
             raise
         run.judge()

@@ -77,8 +77,9 @@ def check_targets(written: Sequence[str | Path | None], read: Sequence[Path | No
             raise UsageError(f"{path}: is a folder, expected a file")
         if not path.parent.is_dir():
             raise UsageError(f"{path}: its folder does not exist")
-    if len({path.absolute() for path in targets}) < len(targets):
-        raise UsageError(f"{targets[0]}: is the report too, expected another file")
+    for number, path in enumerate(targets):
+        if path.absolute() in {each.absolute() for each in targets[:number]}:
+            raise UsageError(f"{path}: is written twice by this run, expected another file")
     beside = [path.with_name(f"{path.name}.data") for path in targets]
     for path in (*targets, *beside):
         if path.exists() and any(each and each.exists() and path.samefile(each) for each in read):

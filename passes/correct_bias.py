@@ -13,10 +13,13 @@ from onnx_ir.passes.common import ShapeInferencePass
 from onnxcompress.base import Context, Effect, Need, Pass, Result, option
 from onnxcompress.channels.repair import Aim, repair
 from onnxcompress.correction import recall
-from onnxcompress.edit import same_ports
+from onnxcompress.edit import replace_uses, same_ports
 from onnxcompress.errors import CompressError, UsageError
-from onnxcompress.layers import by_weight, constant
+from onnxcompress.layers import LINEAR, by_weight, constant
+from onnxcompress.linear import follower
 from onnxcompress.model import load
+
+FOLDED = ("Add", "BatchNormalization", "Div", "Mul", "Sub")  # into the layer before them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +63,7 @@ class CorrectBias(Pass):
         if not expected <= given:
             name = min(str(each) for each in expected - given)
             raise CompressError(f"correct-bias: {self.reference} has an input {name}, the model has not")
+        _align(whole, model)
         for each in (model, whole):
             with same_ports(each):
                 ShapeInferencePass()(each)  # tells where the bias of a MatMul is
@@ -105,6 +109,34 @@ class CorrectBias(Pass):
                 else:
                     result.left(layer, why)
         yield from (found[node] for node in model.graph if node in found)
+
+
+def _align(whole: ir.Model, model: ir.Model) -> None:
+    """Give values of `whole` the names they have in `model`, where that folded into a layer what follows it.
+
+    `fuse` then keeps the name behind what it folds, onnxsim that of the layer's output.
+    """
+    for node in whole.graph:
+        given = node.inputs[0] if node.op_type == "Identity" else None
+        if given is not None and constant(given) is not None and not node.outputs[0].is_graph_output():
+            replace_uses(node.outputs[0], given)  # onnxsim folds what reads it, too
+    made = {value.name: node for node in model.graph for value in node.outputs}
+    for node in list(whole.graph):
+        value, reader = node.outputs[0], follower(node)
+        now = made.get(value.name) if node.op_type in LINEAR else None
+        while now is not None and reader is not None and _folds(reader, value):
+            after = follower(now)
+            if reader.outputs[0].name in made or (after is not None and after.op_type == reader.op_type):
+                break
+            made_name, value.name = value.name, f"{value.name}_alone"
+            value, reader = reader.outputs[0], follower(reader)
+            value.name = made_name
+
+
+def _folds(node: ir.Node, value: ir.Value) -> bool:
+    """Return whether `node` can be folded into the layer that makes `value`: else it reads constants."""
+    others = (each for each in node.inputs if each is not None and each is not value)
+    return node.op_type in FOLDED and all(constant(each) is not None for each in others)
 
 
 def _changed(model: ir.Model, before: Mapping[str | None, ir.Node]) -> set[ir.Node]:

@@ -1,6 +1,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -275,7 +276,7 @@ MISTAKES: dict[str, tuple[list[object], int, str]] = {
         2,
         "does not exist",
     ),
-    "page over the output": ([LENET, "OUT", "--passes", "prune", "--html", "out.onnx"], 2, "the report too"),
+    "page over the output": ([LENET, "OUT", "--passes", "prune", "--html", "out.onnx"], 2, "is written twice by this run"),
     "page without a folder": ([LENET, "OUT", "--passes", "prune", "--html", "none/a.html"], 2, "not exist"),
     "missing report": (["report", "none.json"], 2, "none.json"),
     "a model as a report": (["report", LENET], 2, "is no JSON"),
@@ -527,3 +528,21 @@ def test_compare_lists_the_error_around_every_layer(
     for word in ("entering", "leaving", "fc1", "fc3", "adds most", "equal"):
         assert word in said
     assert "not matched" not in said
+
+
+def test_no_page_is_written_over_data_or_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, model, weights = tmp_path / "x.npz", tmp_path / "in.onnx", tmp_path / "in.data"
+    shutil.copy(TEST, data)
+    onnx.save(onnx.load(LENET), model, save_as_external_data=True, location=weights.name, size_threshold=0)
+    for arguments in (
+        ("sensitivity", LENET, "--eval", f"{data}[:4]", "--html", data),
+        ("sensitivity", LENET, "--calib", f"{data}[:4]", "--report", data),
+        ("sensitivity", model, "--html", weights),
+        ("analyze", model, "--html", weights),
+        ("analyze", model, "--csv", weights),
+    ):
+        before = [each.read_bytes() for each in (data, weights)]
+        code, _, said = in_process(capsys, *arguments)
+        assert (code, said.count("\n")) == (2, 1)
+        assert "is read by this run too" in said
+        assert [each.read_bytes() for each in (data, weights)] == before

@@ -17,7 +17,8 @@ def made(body: str, output: str) -> ir.Model:
     constants = {"g": GAMMA, "b": BETA, "m": np.ones(4), "v": np.full(4, 3.0)}
     made = models.model(
         f"""<ir_version: 8, opset_import: ["": 14]>
-net (float[N, 4, 5, 5] x) => ({output} y) <float low = {{-0.5}}, float high = {{1}}>
+net (float[N, 4, 5, 5] x) => ({output} y) <float low = {{-0.5}}, float high = {{1}},
+ int64[1] zero = {{0}}, int64[1] one = {{1}}, int64[1] two = {{2}}, int64[1] four = {{4}}>
 {{
     n = BatchNormalization(x, g, b, m, v)
     a = Neg(x)
@@ -67,6 +68,9 @@ def test_moments_are_carried_on(body: str, output: str, mean: np.ndarray, varian
         ("y = MaxPool<kernel_shape = [2, 2]>(n)", "float[N, 4, 4, 4]"),
         ("y = Concat<axis = 2>(n, o)", "float[N, 4, 10, 5]"),
         ("y = ReduceMean<axes = [1], keepdims = 0>(n)", "float[N, 5, 5]"),
+        ("c = Slice(n, zero, four, two) y = ReduceMean<axes = [1], keepdims = 0>(c)", "float[N, 4, 5]"),
+        ("y = Flatten<axis = 2>(n)", "float[K, 25]"),
+        ("c = Slice(n, zero, one, zero) y = Squeeze(c, zero)", "float[4, 5, 5]"),
         ("c = ReduceMax<keepdims = 0>(x) y = Clip(n, low, c)", "float[N, 4, 5, 5]"),
         ("y = Relu(x)", "float[N, 4, 5, 5]"),
     ],

@@ -6,6 +6,7 @@ import pytest
 
 from onnxcompress import Context
 from onnxcompress.data import load_data
+from onnxcompress.layers import constant
 from onnxcompress.layerwise import Passage, passages, worst
 from onnxcompress.passes import Quant
 from onnxcompress.runtimes.onnxruntime import OnnxRuntime
@@ -84,3 +85,26 @@ def test_layers_inside_bodies_are_listed_as_not_matched() -> None:
         made, models.model(BODY), OnnxRuntime(), [{"x": np.ones((1, 4), np.float32), "yes": np.array(True)}]
     )
     assert found == [Passage("inner", None, None)]
+
+
+def test_zero_points_that_went_into_biases_are_no_error() -> None:
+    text = """<ir_version: 8, opset_import: ["": 13]>
+    g (float[N, 3, 8, 8] x) => (float[N, 4, 6, 6] y) <float[4, 3, 3, 3] w = {}, float half = {0.5}> {
+      s = Sub(x, half)
+      [conv] y = Conv(s, w)
+    }"""
+    before, after = models.model(text), models.model(text)
+    draw = np.random.default_rng(0)
+    data = [{"x": draw.random((1, 3, 8, 8), np.float32)} for _ in range(4)]
+    context = Context(calibration=load_data(data, before), runtime=OnnxRuntime())
+    after = Quant(gate="off", equalize=False, min_size=1).call(after, context).model
+    zeros = {
+        node.op_type: constant(node.inputs[2]).numpy()  # type: ignore[union-attr]
+        for node in after.graph
+        if node.op_type.endswith("Linear") and node.outputs[0].name.startswith("s_")  # type: ignore[union-attr]
+    }
+    assert zeros["QuantizeLinear"] > zeros["DequantizeLinear"] == 0
+    (found,) = passages(before, after, OnnxRuntime(), data)
+    assert found.entering == np.inf
+    assert found.leaving is not None
+    assert found.leaving > 30

@@ -8,6 +8,7 @@ import pytest
 
 from onnxcompress import BoundError, UsageError, compress
 from onnxcompress.base import Runnable
+from onnxcompress.model import save
 from onnxcompress.recipe import Mix, Recipe, parse
 
 TESTDATA = Path(__file__).parent.parent / "testdata"
@@ -153,3 +154,26 @@ def test_bounds_that_say_nothing_are_refused() -> None:
     ):
         with pytest.raises(UsageError):
             mixed(**options)
+
+
+def test_a_scheme_that_breaks_the_whole_model_is_not_taken(tmp_path: Path) -> None:
+    small, large = np.full((32, 64), 0.1, np.float32), np.ones((32, 64), np.float32)
+    weight = np.concatenate([small, large])  # of which the inputs see the small half only
+    made = models.model(
+        "g (float[N, 64] x) => (float[N, 64] y) {"
+        "[one] a = MatMul(x, v) [two] b = MatMul(x, w) c = Add(a, b) y = Log(c) }",
+        {"v": weight, "w": weight * 2},
+    )
+    save(made, tmp_path / "in.onnx")
+    given = np.concatenate([np.ones((8, 32), np.float32), np.zeros((8, 32), np.float32)], axis=1)
+    np.savez(tmp_path / "x.npz", x=given)
+    report = compress(
+        tmp_path / "in.onnx",
+        "prune(sparsity=0.5, min_size=1)|quant(activations=none)",
+        evaluation=tmp_path / "x.npz",
+        metric="snr",
+        max_drop=1.0,
+        measure_latency=False,
+    ).report
+    assert report.mixed is not None
+    assert set(report.mixed.schemes.values()) == {"quant(activations=none)"}

@@ -41,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
         ("in.onnx", {"output": "in.onnx"}, "in.onnx: is read by this run too"),
         ("in.onnx", {"report_file": "in.onnx"}, "in.onnx: is read by this run too"),
         ("in.onnx", {"output": "calib.npz"}, "calib.npz: is read by this run too"),
-        ("in.onnx", {"output": "o.onnx", "report_file": "o.onnx"}, "o.onnx: is the report too"),
+        ("in.onnx", {"output": "o.onnx", "report_file": "o.onnx"}, "o.onnx: is written twice by this run"),
         ("base.onnx", {"output": "out.onnx.data"}, "out.onnx.data: is read by this run too"),
         ("base.onnx", {"output": "out.onnx"}, "out.onnx.data: is read by this run too"),
         ("in.onnx", {"output": "new.onnx", "report_file": "."}, "is a folder"),

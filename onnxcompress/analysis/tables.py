@@ -106,15 +106,6 @@ def fits(analysis: Analysis, flash: int | None, sram: int | None) -> list[Fit]:
     return found
 
 
-def check_outputs(outputs: Iterable[Path | None], models: Iterable[str]) -> None:
-    """Raise UsageError where one of `outputs` is another of them or one of `models`."""
-    taken = {Path(each).resolve() for each in models}
-    for path in outputs:
-        if path is not None and path.resolve() in taken:
-            raise UsageError(f"{path}: is read or written already, expected another file")
-        taken |= {path.resolve()} if path is not None else set()
-
-
 def document(analyses: Iterable[Analysis], correlations: Iterable[Correlation] = ()) -> str:
     """Return analyses as one JSON document; docs/analysis.md has its schema."""
     data = {

@@ -61,11 +61,13 @@ def analyze(
     from onnxcompress.analysis import find_machine, tables
     from onnxcompress.crossbar import array_size
     from onnxcompress.energy import Energy
-    from onnxcompress.model import write_text
+    from onnxcompress.model import external_files, load, write_text
     from onnxcompress.page import page_template
     from onnxcompress.page.analyses import analyses_page
+    from onnxcompress.request import check_targets
 
-    tables.check_outputs([json_file, csv_file, html_file], models)
+    read = [file for each in models for file in (Path(each), *external_files(load(each), each))]
+    check_targets([json_file, csv_file, html_file], read)
     if html_file is not None:
         page_template()  # what is missing for the page is told now
     figures = Energy().with_figures(energy) if energy else Energy()

@@ -87,18 +87,23 @@ def sensitivity(
     **options: Any,
 ) -> None:
     """Print what a model loses when each layer alone is compressed, and what that saves."""
-    from onnxcompress.model import write_text
+    from onnxcompress.model import external_files, load, write_text
     from onnxcompress.page import page_template
     from onnxcompress.page.sensitivities import sensitivities_page
     from onnxcompress.report import sensitivity_table
-    from onnxcompress.request import check_targets
+    from onnxcompress.request import check_targets, files
     from onnxcompress.trials import sensitivity as measure
     from onnxcompress.verify import check_metric
 
     check_metric(metric)
     if html_file is not None:
         page_template()  # what is missing for the page is told now
-    check_targets([html_file, options["report_file"]], [Path(source)])
+    read = [
+        Path(source),
+        *external_files(load(source), source),
+        *files(options["data"], options["evaluation"]),
+    ]
+    check_targets([html_file, options["report_file"]], read)
     if options["evaluation"] is None and options["data"] is None:
         say_notes(["random inputs: they tell nothing about accuracy"])
     with progress_bar() as progress:

@@ -24,8 +24,11 @@ def report(files: Sequence[str], html_file: Path | None) -> None:
 
     runs, alone = read_reports(files)
     if html_file is None:
-        for table in [runs_table(runs)] if runs else [sensitivity_table(each.rows) for _, each in alone]:
-            terminal().print(table)
+        if runs:
+            terminal().print(runs_table(runs))
+        for name, each in alone:
+            title = [f"{name}:"] if len(alone) > 1 else []
+            terminal().print(*title, sensitivity_table(each.rows), sep="\n")
         return
     if any(html_file.exists() and html_file.samefile(each) for each in files):
         raise UsageError(f"{html_file}: is read by this run too, expected another file")

@@ -91,7 +91,7 @@ def compress(
     logging.basicConfig(level=log_level.upper(), format="%(name)s: %(message)s")
     if sum(each is not None for each in (recipe, recipe_file, preset_name)) != 1:
         raise UsageError("recipe: expected exactly one of --passes, --recipe and --preset")
-    chosen = parse(recipe) if recipe is not None else preset(preset_name) if preset_name else None
+    chosen = parse(recipe) if recipe is not None else preset(preset_name) if preset_name is not None else None
     if (
         recipe_file is not None
         and Path(output).exists()

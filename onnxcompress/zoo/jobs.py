@@ -24,6 +24,7 @@ from onnxcompress.recipe import Mix, as_recipe, parse
 _OWN = {"model", "passes", "output", "report_file", "html_file", "command", "tolerance", "progress", "jobs"}
 DATA = ("data", "evaluation")
 DONE = "done"
+SUMMARIES = ("summary.md", "summary.csv", "summary.html")
 
 
 def known_options() -> list[str]:
@@ -123,9 +124,11 @@ def check_name(name: str, nested: bool) -> None:
 
 
 def check_labels(jobs: Iterable[Job]) -> None:
-    """Raise UsageError where two of the `jobs` would write the same file."""
+    """Raise UsageError where two of the `jobs` would write the same file, or one what sums them up."""
     seen: dict[str, Job] = {}
     for job in jobs:
+        if job.name.lower() in SUMMARIES:
+            raise UsageError(f"{job.name}: is the name of a summary, expected another")
         other = seen.setdefault(job.label.lower(), job)
         if other is not job:
             raise UsageError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 from urllib.parse import quote
@@ -97,7 +98,7 @@ def _plot(measure: Measure, lines: Sequence[Line]) -> Curves | None:
     for line in lines:
         figures = line.outcome.figures
         value = measure.value(figures)
-        if value is not None and "bytes_after" in figures:
+        if value is not None and math.isfinite(value) and "bytes_after" in figures:
             size = float(figures["bytes_after"]) / max(1.0, float(figures["bytes_before"]))
             found.append((line.number, size, value))
     if len(found) < 2:

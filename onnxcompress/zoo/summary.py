@@ -32,6 +32,7 @@ def write_summary(outcomes: Sequence[Outcome], out: Path) -> list[str]:
     try:
         page_template()
     except UsageError as error:
+        (out / "summary.html").unlink(missing_ok=True)  # which may be of an earlier run
         return [f"no summary.html: {error}"]
     for each in outcomes:
         if each.status == DONE:

@@ -78,6 +78,7 @@ MISTAKES: dict[str, tuple[list[object], str]] = {
     "one file for both": ([LENET, "--json", "a", "--csv", "a"], "expected another file"),
     "a page over JSON": ([LENET, "--json", "a", "--html", "a"], "expected another file"),
     "no folder": ([LENET, "--json", "none/a.json"], "does not exist"),
+    "no folder for the page": ([LENET, "--json", "a.json", "--html", "none/a.html"], "does not exist"),
     "no ONNX": ([TESTDATA / "digits_calib.npz"], "digits_calib.npz"),
 }
 

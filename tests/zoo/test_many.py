@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import signal
 import subprocess
@@ -95,6 +96,8 @@ def test_the_summary_leads_to_the_page_of_each_job_that_is_done(tmp_path: Path) 
 
 
 def test_without_jinja2_there_is_no_page_and_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_summary([], tmp_path)
+    assert (tmp_path / "summary.html").exists()
     monkeypatch.setitem(sys.modules, "jinja2", None)
     (note,) = write_summary([], tmp_path)
     assert note.startswith("no summary.html: html: jinja2 is not installed")
@@ -199,6 +202,8 @@ def test_jobs_that_would_write_one_file_are_refused(tmp_path: Path) -> None:
         compress_many([job, replace(job, passes="quant")], out=tmp_path)
     with pytest.raises(UsageError, match="names of their own"):
         compress_many([job, replace(job, model=zoos.LENET)], out=tmp_path)
+    with pytest.raises(UsageError, match="name of a summary"):
+        compress_many([replace(job, name="summary.HTML")], out=tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -298,3 +303,13 @@ def test_the_end_of_a_run_ends_its_jobs_and_keeps_what_is_finished(tmp_path: Pat
     job = Job(model=zoos.SMALL, passes="prune", recipe="first")
     assert compress_many([job], out=out, resume=True)[0].resumed
     assert zoos.stamps(out) == kept
+
+
+def test_figures_that_are_not_finite_are_in_no_plot(tmp_path: Path) -> None:
+    sizes = {"bytes_before": 4.0, "bytes_after": 1.0}
+    outcomes = [
+        Outcome(job=Job(model=f"{name}.onnx", passes="prune"), status="failed", figures={**sizes, "snr": snr})
+        for name, snr in (("a", -math.inf), ("b", 20.0), ("c", 10.0))
+    ]
+    write_summary(outcomes, tmp_path)
+    assert "nan" not in (tmp_path / "summary.html").read_text().lower()
