@@ -276,7 +276,7 @@ MISTAKES: dict[str, tuple[list[object], int, str]] = {
         2,
         "does not exist",
     ),
-    "page over the output": ([LENET, "OUT", "--passes", "prune", "--html", "out.onnx"], 2, "is written twice by this run"),
+    "page over the output": ([LENET, "OUT", "--passes", "prune", "--html", "out.onnx"], 2, "written twice"),
     "page without a folder": ([LENET, "OUT", "--passes", "prune", "--html", "none/a.html"], 2, "not exist"),
     "missing report": (["report", "none.json"], 2, "none.json"),
     "a model as a report": (["report", LENET], 2, "is no JSON"),
