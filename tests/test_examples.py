@@ -44,6 +44,22 @@ def test_an_archive_of_the_model_zoo_is_unpacked_and_converted(
     assert (tmp_path / "zoo" / "out" / "summary.csv").read_text().count("\n") == 3
 
 
+def test_an_archive_that_would_write_elsewhere_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with tarfile.open(tmp_path / "bad.tar.gz", "w:gz") as tar:
+        tar.add(SMALL, "../../../escaped.onnx")
+    (tmp_path / "zoo").mkdir()
+    shutil.copy(EXAMPLES / "model_zoo" / "zoo.toml", tmp_path / "zoo")
+    arguments = [str(tmp_path / "bad.tar.gz"), "--manifest", str(tmp_path / "zoo" / "zoo.toml")]
+    monkeypatch.setattr("sys.argv", ["convert.py", *arguments])
+    with pytest.raises(SystemExit) as left:
+        runpy.run_path(str(EXAMPLES / "model_zoo" / "convert.py"), run_name="__main__")
+    assert "belongs elsewhere" in str(left.value.code) + capsys.readouterr().err
+    assert not (tmp_path / "escaped.onnx").exists()
+    assert not list(tmp_path.rglob("*escaped*"))
+
+
 @pytest.fixture
 def plugged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The plug-in as if it were installed: its entry points are those of its pyproject.toml."""

@@ -7,6 +7,7 @@ run does what is new.
 """
 
 import argparse
+import shutil
 import sys
 import tarfile
 from pathlib import Path
@@ -23,7 +24,13 @@ def unpack(archive: Path, models: Path) -> None:
         return
     unfinished = target.with_name(f".{target.name}")
     with tarfile.open(archive) as tar:
-        tar.extractall(unfinished, filter="data")
+        for member in filter(tarfile.TarInfo.isfile, tar):
+            file, content = unfinished / member.name, tar.extractfile(member)
+            if content is None or not file.resolve().is_relative_to(unfinished.resolve()):
+                raise CompressError(f"{archive}: {member.name} belongs elsewhere, expected a file inside")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with content, file.open("wb") as written:
+                shutil.copyfileobj(content, written)
     unfinished.rename(target)
 
 
@@ -36,9 +43,9 @@ def main() -> None:
     parser.add_argument("--manifest", type=Path, default=Path(__file__).with_name("zoo.toml"))
     arguments = parser.parse_args()
     folder = arguments.manifest.parent
-    for archive in arguments.archives:
-        unpack(archive, folder / "models")
     try:
+        for archive in arguments.archives:
+            unpack(archive, folder / "models")
         manifest = read_manifest(arguments.manifest)
         outcomes = compress_many(manifest.jobs, out=manifest.out, resume=True)
     except CompressError as error:
