@@ -23,7 +23,7 @@ _FLOAT = ir.DataType.FLOAT
 
 
 class Scale(NamedTuple):
-    """Scale and zero point of an activation, and the constants that hold them."""
+    """Scale (float32 []) and zero point (8-bit []) of an activation, and the constants that hold them."""
 
     scale: np.ndarray
     zero_point: np.ndarray

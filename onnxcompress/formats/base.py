@@ -179,7 +179,10 @@ class Format:
         return iter(())
 
     def decode(self, inputs: Sequence[np.ndarray], attributes: Attributes) -> np.ndarray:
-        """Return what the function makes of its inputs; CompressError where they make no sense."""
+        """Return what the function makes of its inputs; CompressError where they make no sense.
+
+        A format whose `elements` can't always tell has a decoder of its own here.
+        """
         found = self.elements(inputs, attributes)
         if found is None:
             raise NotImplementedError

@@ -193,7 +193,7 @@ class _Reader:
             self.fail(model, "", "path: is missing in a [[model]] table")
         try:
             found = list(find_models(self.folder, given, out.absolute()))
-        except (ValueError, NotImplementedError) as error:
+        except (ValueError, NotImplementedError) as error:  # pathlib's, of a pattern it doesn't take
             self.fail(model, "path", f"path: {given}: {error}")
         if not found:
             self.fail(model, "path", f"path: {given}: no model there, expected .onnx files")
